@@ -1,0 +1,87 @@
+//! Every limit of the platform by name, with its reason. A limit that is met gives
+//! [`crate::ErrorCode::LimitExceeded`] with the limit's name and value in the message.
+
+use std::time::Duration;
+
+/// A namespace is also a DNS label in Kubernetes (RFC 1123).
+pub const NAMESPACE_BYTES_MAX: usize = 63;
+/// Becomes part of a folder's name.
+pub const DATABASE_NAME_BYTES_MAX: usize = 63;
+
+/// One request, so that a few of them never fill a node's memory.
+pub const REQUEST_BYTES_MAX: usize = 16 << 20;
+/// One answer: larger results are read in pages.
+pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
+/// One SQL text: SQLite's own default is 1 MB.
+pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
+/// Statements in one request.
+pub const STATEMENTS_MAX: usize = 10_000;
+/// Bound parameters of one statement: SQLite's `SQLITE_LIMIT_VARIABLE_NUMBER`.
+pub const PARAMETERS_MAX: usize = 32_766;
+/// One TEXT or BLOB value, and one row.
+pub const VALUE_BYTES_MAX: usize = 8 << 20;
+/// Rows of one result; larger ones are read in pages.
+pub const RESULT_ROWS_MAX: usize = 1_000_000;
+/// One entry of the Raft log: a request and its framing.
+pub const LOG_ENTRY_BYTES_MAX: usize = REQUEST_BYTES_MAX + (64 << 10);
+
+/// A request is forwarded between nodes at most once, so that forwarding can never form a circle.
+pub const FORWARD_HOPS_MAX: u32 = 1;
+/// Used when a request names no timeout of its own.
+pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// No request waits longer than this.
+pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+
+/// Requests of one database waiting for its leader; past it the answer is `BUSY`.
+pub const PENDING_WRITES_MAX: usize = 4096;
+/// Requests under way on one node; past it the answer is `BUSY`.
+pub const CONCURRENT_REQUESTS_MAX: usize = 8192;
+/// Databases of one namespace.
+pub const DATABASES_PER_NAMESPACE_MAX: usize = 1000;
+/// Replicas of one database: more slow every write and add no safety worth having.
+pub const REPLICATION_FACTOR_MAX: u32 = 7;
+
+/// Write sessions of one database; the oldest idle one gives way.
+pub const SESSIONS_MAX: usize = 10_000;
+/// Results kept of one session: writes under way at a time.
+pub const SESSION_RESULTS_MAX: usize = 256;
+/// One kept result; a retry of a larger one is told that it was applied, without its rows.
+pub const SESSION_RESULT_BYTES_MAX: usize = 64 << 10;
+/// A session without a write for this much log time is forgotten.
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Virtual-machine steps of one write entry: several seconds of work. Replicas count steps, not
+/// time, so that all of them give up at the same place.
+pub const WRITE_STEPS_MAX: u64 = 500_000_000;
+/// A local read gives up after this much wall time, unless the request asks for less.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Log time moves forward by at most this much per entry, so one wrong clock cannot carry it away.
+pub const LOG_TIME_STEP_MAX: Duration = Duration::from_secs(3600);
+
+/// Bytes of one frame on the Append stream.
+pub const APPEND_FRAME_BYTES_MAX: usize = LOG_ENTRY_BYTES_MAX + (1 << 20);
+/// Append frames of one group that wait at the receiver; past it the answer is a refusal.
+pub const GROUP_MAILBOX_FRAMES: usize = 256;
+/// Unanswered frames of one append session: below the mailbox's size, so a well-behaved sender is
+/// never refused for it.
+pub const SESSION_FRAMES_MAX: usize = 64;
+/// Append sessions of one peer at a time: two of each group that it leads.
+pub const PEER_SESSIONS_MAX: usize = 16_384;
+/// Frames waiting in a peer's outgoing Append stream.
+pub const PEER_OUTBOX_FRAMES: usize = 4096;
+/// One chunk of a snapshot.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
+/// Bytes per second of snapshots to one peer: faster disturbs the raft lane's tail latency.
+pub const SNAPSHOT_BYTES_PER_SECOND: u64 = 200 << 20;
+
+/// Members keep a full mesh up to here.
+pub const MESH_NODES_MAX: usize = 200;
+/// Signed peer records in one exchange.
+pub const EXCHANGE_RECORDS_MAX: usize = 256;
+/// Bytes of one signed peer record.
+pub const PEER_RECORD_BYTES_MAX: usize = 4096;
+/// Addresses kept of one peer.
+pub const PEER_ADDRESSES_MAX: usize = 32;
+
+/// Disk space kept free: below it a node reports `disk full` and leaders refuse writes.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
