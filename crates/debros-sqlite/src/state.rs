@@ -1,0 +1,143 @@
+//! The hidden row of bookkeeping: how far the log is applied, the log time, the replicated limits
+//! and the caller's own bytes, in the same transaction as the data they describe.
+//!
+//! Invariant: writing it never allocates a page. Batches end at different entries on different
+//! replicas; if the row grew and shrank with them, pages would be laid out differently, and the
+//! limit on the database's size would strike at different entries. So it is a fixed number of
+//! rows of fixed size, each filling a page of its own.
+
+use crate::connection::Connection;
+use crate::prepared::Prepared;
+use crate::{Fault, Value};
+
+const FORMAT: u32 = 1;
+const HEADER_BYTES: usize = 4 + 8 + 8 + 8 + 4;
+/// More than half of a page, so that each row has its own; less than what spills.
+const ROW_BYTES: usize = 3000;
+/// Room for the membership of a group with all its addresses.
+const ROWS: usize = 8;
+/// The most a caller may keep.
+pub(crate) const BOOKKEEPING_BYTES_MAX: usize = ROW_BYTES * ROWS - HEADER_BYTES;
+
+/// The numbers in the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct State {
+    pub(crate) applied_index: u64,
+    pub(crate) log_time_ms: u64,
+    /// 0 means no limit.
+    pub(crate) max_bytes: u64,
+}
+
+/// Creates the hidden tables and fills the row, in a fixed order, so that files begin alike.
+pub(crate) const CREATE: &str = "
+    CREATE TABLE _debros_state (part INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE _debros_session (
+        id INTEGER PRIMARY KEY, expires_ms INTEGER NOT NULL, lifetime_ms INTEGER NOT NULL,
+        forgotten INTEGER NOT NULL);
+    CREATE INDEX _debros_session_by_expiry ON _debros_session (expires_ms, id);
+    CREATE TABLE _debros_result (
+        session INTEGER NOT NULL, sequence INTEGER NOT NULL, outcome BLOB,
+        PRIMARY KEY (session, sequence)) WITHOUT ROWID;
+    WITH RECURSIVE parts(part) AS (SELECT 0 UNION ALL SELECT part + 1 FROM parts WHERE part < 7)
+    INSERT INTO _debros_state SELECT part, zeroblob(3000) FROM parts;
+";
+
+fn encode(state: &State, bookkeeping: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+    if bookkeeping.len() > BOOKKEEPING_BYTES_MAX {
+        return Err(Fault::BookkeepingTooLarge { bytes: bookkeeping.len(), max: BOOKKEEPING_BYTES_MAX });
+    }
+    let State { applied_index, log_time_ms, max_bytes } = *state;
+    out.clear();
+    out.extend_from_slice(&FORMAT.to_le_bytes());
+    out.extend_from_slice(&applied_index.to_le_bytes());
+    out.extend_from_slice(&log_time_ms.to_le_bytes());
+    out.extend_from_slice(&max_bytes.to_le_bytes());
+    out.extend_from_slice(&(bookkeeping.len() as u32).to_le_bytes());
+    out.extend_from_slice(bookkeeping);
+    out.resize(ROW_BYTES * ROWS, 0);
+    Ok(())
+}
+
+fn decode(bytes: &[u8]) -> Result<(State, Vec<u8>), String> {
+    let number = |from: usize, length: usize| -> u64 {
+        let mut word = [0; 8];
+        word[..length].copy_from_slice(&bytes[from..from + length]);
+        u64::from_le_bytes(word)
+    };
+    if bytes.len() != ROW_BYTES * ROWS {
+        return Err(format!("its bookkeeping has {} bytes instead of {}", bytes.len(), ROW_BYTES * ROWS));
+    }
+    match number(0, 4) {
+        // As created.
+        0 => return Ok((State::default(), Vec::new())),
+        format if format == u64::from(FORMAT) => {}
+        format => return Err(format!("its bookkeeping has format {format}, this version knows {FORMAT}")),
+    }
+    let length = number(28, 4) as usize;
+    let Some(bookkeeping) = bytes.get(HEADER_BYTES..HEADER_BYTES + length) else {
+        return Err("its bookkeeping is cut short".to_owned());
+    };
+    let state = State { applied_index: number(4, 8), log_time_ms: number(12, 8), max_bytes: number(20, 8) };
+    Ok((state, bookkeeping.to_vec()))
+}
+
+/// Reads the row, within the caller's transaction if there is one.
+pub(crate) fn load(connection: &Connection) -> Result<(State, Vec<u8>), Fault> {
+    let during = "reading the bookkeeping";
+    let mut parts = connection.internal(during, "SELECT data FROM _debros_state ORDER BY part")?;
+    let mut bytes = Vec::with_capacity(ROW_BYTES * ROWS);
+    connection.run_internal(during, &mut parts, &[], |row| bytes.extend_from_slice(row.column_bytes(0)))?;
+    decode(&bytes)
+        .map_err(|reason| Fault::Unusable { path: connection.raw.path().unwrap_or_default().into(), reason })
+}
+
+/// Whether the hidden tables are there.
+pub(crate) fn exists(connection: &Connection) -> Result<bool, Fault> {
+    let during = "looking for the bookkeeping";
+    let mut look = connection.internal(during, "SELECT 1 FROM sqlite_schema WHERE name = '_debros_state'")?;
+    let mut found = false;
+    connection.run_internal(during, &mut look, &[], |_| found = true)?;
+    Ok(found)
+}
+
+/// Writes the row, only the parts that changed.
+#[derive(Debug)]
+pub(crate) struct StateWriter {
+    update: Prepared,
+    written: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl StateWriter {
+    /// For a row that holds `state` and `bookkeeping`.
+    pub(crate) fn new(connection: &Connection) -> Result<Self, Fault> {
+        let update = connection
+            .internal("preparing bookkeeping", "UPDATE _debros_state SET data = ?2 WHERE part = ?1")?;
+        Ok(Self { update, written: Vec::new(), scratch: Vec::new() })
+    }
+
+    /// Writes within the caller's transaction.
+    pub(crate) fn write(
+        &mut self,
+        connection: &Connection,
+        state: &State,
+        bookkeeping: &[u8],
+    ) -> Result<(), Fault> {
+        encode(state, bookkeeping, &mut self.scratch)?;
+        for (part, bytes) in self.scratch.chunks(ROW_BYTES).enumerate() {
+            let range = part * ROW_BYTES..part * ROW_BYTES + bytes.len();
+            if self.written.get(range) == Some(bytes) {
+                continue;
+            }
+            let values = [Value::Integer(part as i64), Value::Blob(bytes.to_vec())];
+            connection.run_internal("writing the bookkeeping", &mut self.update, &values, |_| ())?;
+        }
+        std::mem::swap(&mut self.written, &mut self.scratch);
+        Ok(())
+    }
+
+    /// Forgets what was written: the transaction was rolled back.
+    pub(crate) fn forget(&mut self) {
+        self.written.clear();
+    }
+}
