@@ -1,0 +1,411 @@
+//! The network as an application sees it: peers, a node's status, health by real probes. The types
+//! are plain data with the fields that users of the original know, and more.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use debros_proto::v1;
+use futures::future::join_all;
+
+use crate::call::{Failed, Plan, Target};
+use crate::client::Client;
+use crate::database::{Database, ReadOptions};
+use crate::error::Error;
+use crate::refresh;
+use crate::rpc;
+use crate::statement::Parameters;
+
+/// A node has so long to answer a health probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nodes asked by one health call; of more, those that were asked stand for all.
+const PROBED_NODES_MAX: usize = 32;
+
+/// What a client can learn about the network and do to its links.
+#[async_trait]
+pub trait NetworkInfo: Send + Sync {
+    /// The peers of the node this client is connected to.
+    async fn get_peers(&self) -> Result<Vec<PeerInfo>, Error>;
+
+    /// The status of the node this client is connected to.
+    async fn get_status(&self) -> Result<NetworkStatus, Error>;
+
+    /// Asks the connected node to connect to the peer at this multiaddr; gives that peer's id.
+    async fn connect_to_peer(&self, address: &str) -> Result<String, Error>;
+
+    /// Asks the connected node to close its connections to this peer.
+    async fn disconnect_from_peer(&self, peer_id: &str) -> Result<(), Error>;
+
+    /// Probes the nodes and the database, and says how they are. It fails only when the client is
+    /// closed: an unreachable cluster is an unhealthy one.
+    async fn health(&self) -> Result<HealthStatus, Error>;
+}
+
+/// One peer, as a node knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The PeerId in base58.
+    pub id: String,
+    /// Multiaddrs at which it may be found.
+    pub addresses: Vec<String>,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// When it was last heard; `None` for never.
+    pub last_seen: Option<SystemTime>,
+    /// What it offers: `database`, `storage`, `pubsub`.
+    pub services: Vec<String>,
+    /// Its version of debros.
+    pub version: String,
+    /// Its zone; empty when it has none.
+    pub zone: String,
+    /// Its node id in the cluster; 0 before it has joined.
+    pub node_id: u64,
+    /// Last measured round trip.
+    pub round_trip: Option<Duration>,
+}
+
+/// A node's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkStatus {
+    /// The node's PeerId.
+    pub node_id: String,
+    /// Whether the node is connected to any other.
+    pub connected: bool,
+    /// Peers connected to it.
+    pub peer_count: usize,
+    /// Bytes on disk of its databases.
+    pub database_size: u64,
+    /// Time since it started.
+    pub uptime: Duration,
+    /// The node's number in the cluster; 0 before it has joined.
+    pub member_id: u64,
+    /// The cluster it belongs to; empty before it has joined.
+    pub cluster_id: String,
+    /// Its version of debros.
+    pub version: String,
+    /// Its zone.
+    pub zone: String,
+    /// Its version of the cluster map.
+    pub epoch: u64,
+    /// Where it listens.
+    pub listen_addresses: Vec<String>,
+    /// The Raft groups it has a replica of.
+    pub groups: Vec<GroupInfo>,
+    /// What the operator should know; empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+/// A Raft group on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupInfo {
+    /// Its number.
+    pub group: u64,
+    /// `meta`, or `namespace/database`.
+    pub name: String,
+    /// `leader`, `follower`, `candidate`, `learner`.
+    pub role: String,
+    /// The leader's node id; 0 when unknown.
+    pub leader: u64,
+    /// The Raft term.
+    pub term: u64,
+    /// The last entry of its log.
+    pub last_log_index: u64,
+    /// The last entry applied.
+    pub applied_index: u64,
+    /// Node ids of the voters.
+    pub voters: Vec<u64>,
+    /// Node ids of the learners.
+    pub learners: Vec<u64>,
+}
+
+/// How well a cluster, a node or a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Health {
+    /// All is well.
+    Healthy,
+    /// It works, and something needs attention.
+    Degraded,
+    /// It does not work.
+    Unhealthy,
+}
+
+impl Health {
+    /// `healthy`, `degraded` or `unhealthy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+
+    /// Reads a node's word for itself or for one of its checks; an unknown one is no good sign.
+    fn from_wire(word: &str) -> Self {
+        match word {
+            "healthy" | "ok" => Self::Healthy,
+            "degraded" | "warning" => Self::Degraded,
+            _ => Self::Unhealthy,
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One probe's result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// How it went.
+    pub status: Health,
+    /// What was found, for people.
+    pub message: String,
+    /// How long the probe took.
+    pub took: Duration,
+}
+
+/// The result of all probes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthStatus {
+    /// The verdict: unhealthy when the database does not answer a linearizable read, degraded when
+    /// any other check is not healthy.
+    pub status: Health,
+    /// By name: `database`, `node <peer id>`, and what each node itself checked as
+    /// `node <peer id>: <check>`.
+    pub checks: BTreeMap<String, HealthCheck>,
+    /// When the probes ended.
+    pub last_updated: SystemTime,
+    /// How long the linearizable read took.
+    pub response_time: Duration,
+}
+
+impl HealthStatus {
+    fn of(database: HealthCheck, nodes: BTreeMap<String, HealthCheck>) -> Self {
+        let worst = nodes.values().map(|check| check.status).max().unwrap_or(Health::Unhealthy);
+        let status = match database.status {
+            // One node that is down is a matter of redundancy as long as the database answers.
+            Health::Healthy => worst.min(Health::Degraded),
+            status => status,
+        };
+        let response_time = database.took;
+        let mut checks = nodes;
+        checks.insert("database".to_owned(), database);
+        Self { status, checks, last_updated: SystemTime::now(), response_time }
+    }
+}
+
+/// The network of a cluster.
+#[derive(Clone)]
+pub struct RemoteNetwork {
+    client: Client,
+}
+
+impl RemoteNetwork {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    async fn probe_database(&self) -> HealthCheck {
+        let started = tokio::time::Instant::now();
+        let options = ReadOptions {
+            consistency: Some(crate::database::Consistency::Linearizable),
+            timeout: Some(PROBE_TIMEOUT),
+            ..ReadOptions::default()
+        };
+        let answer = self.client.database().query_with("SELECT 1", Parameters::default(), options).await;
+        let (status, message) = match answer {
+            Ok(_) => (Health::Healthy, "a linearizable read was answered".to_owned()),
+            Err(error) => (Health::Unhealthy, error.to_string()),
+        };
+        HealthCheck { status, message, took: started.elapsed() }
+    }
+
+    async fn probe_nodes(&self) -> BTreeMap<String, HealthCheck> {
+        let shared = self.client.shared();
+        let mut peers = shared.nodes().all();
+        peers.truncate(PROBED_NODES_MAX);
+        let probes = peers.into_iter().map(|peer| async move {
+            let started = tokio::time::Instant::now();
+            let deadline = shared.deadline(Some(PROBE_TIMEOUT));
+            let plan = Plan { target: Target::Node(peer), deadline, repeatable: true };
+            let answer = shared.call(&plan, v1::HealthRequest::default(), rpc::health).await;
+            let name = format!("node {peer}");
+            match answer {
+                Ok(answer) => node_checks(&name, answer.value, started.elapsed()),
+                Err(failed) => {
+                    let message = failed.into_read_error().to_string();
+                    vec![(name, HealthCheck { status: Health::Unhealthy, message, took: started.elapsed() })]
+                }
+            }
+        });
+        join_all(probes).await.into_iter().flatten().collect()
+    }
+}
+
+fn node_checks(node: &str, answer: v1::HealthResponse, took: Duration) -> Vec<(String, HealthCheck)> {
+    let status = Health::from_wire(&answer.status);
+    let own = HealthCheck { status, message: format!("the node says {}", answer.status), took };
+    let mut checks = vec![(node.to_owned(), own)];
+    for check in answer.checks {
+        let converted = HealthCheck {
+            status: Health::from_wire(&check.status),
+            message: check.message,
+            took: Duration::from_micros(u64::from(check.took_us)),
+        };
+        checks.push((format!("{node}: {}", check.name), converted));
+    }
+    checks
+}
+
+#[async_trait]
+impl NetworkInfo for RemoteNetwork {
+    async fn get_peers(&self) -> Result<Vec<PeerInfo>, Error> {
+        let shared = self.client.shared();
+        let answer = shared.call(&shared.plan_any(), v1::PeersRequest::default(), rpc::peers).await;
+        let peers = answer.map_err(Failed::into_read_error)?.value.peers;
+        Ok(peers.into_iter().map(PeerInfo::from).collect())
+    }
+
+    async fn get_status(&self) -> Result<NetworkStatus, Error> {
+        let shared = self.client.shared();
+        let answer = shared.call(&shared.plan_any(), v1::StatusRequest::default(), rpc::status).await;
+        Ok(answer.map_err(Failed::into_read_error)?.value.into())
+    }
+
+    async fn connect_to_peer(&self, address: &str) -> Result<String, Error> {
+        let plan = self.client.shared().plan_connected_node()?;
+        crate::address::parse(address)?;
+        let request = v1::ConnectPeerRequest { header: None, address: address.to_owned() };
+        let answer = self.client.shared().call(&plan, request, rpc::connect_peer).await;
+        Ok(answer.map_err(Failed::into_read_error)?.value.peer_id)
+    }
+
+    async fn disconnect_from_peer(&self, peer_id: &str) -> Result<(), Error> {
+        let plan = self.client.shared().plan_connected_node()?;
+        crate::address::parse_peer_id(peer_id)?;
+        let request = v1::DisconnectPeerRequest { header: None, peer_id: peer_id.to_owned() };
+        let answer = self.client.shared().call(&plan, request, rpc::disconnect_peer).await;
+        answer.map(drop).map_err(Failed::into_read_error)
+    }
+
+    async fn health(&self) -> Result<HealthStatus, Error> {
+        let shared = self.client.shared();
+        shared.check_open()?;
+        // Whom to probe: a client that has just connected knows one node only.
+        refresh::refresh(shared, refresh::REFRESH_TIMEOUT).await;
+        let (database, nodes) = tokio::join!(self.probe_database(), self.probe_nodes());
+        Ok(HealthStatus::of(database, nodes))
+    }
+}
+
+impl From<v1::Peer> for PeerInfo {
+    fn from(peer: v1::Peer) -> Self {
+        let v1::Peer {
+            peer_id,
+            addresses,
+            connected,
+            last_seen_unix_ms,
+            services,
+            version,
+            zone,
+            node_id,
+            rtt_us,
+        } = peer;
+        Self {
+            id: peer_id,
+            addresses,
+            connected,
+            last_seen: (last_seen_unix_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(last_seen_unix_ms)),
+            services,
+            version,
+            zone,
+            node_id,
+            round_trip: (rtt_us > 0).then(|| Duration::from_micros(u64::from(rtt_us))),
+        }
+    }
+}
+
+impl From<v1::StatusResponse> for NetworkStatus {
+    fn from(status: v1::StatusResponse) -> Self {
+        let v1::StatusResponse {
+            peer_id,
+            node_id,
+            cluster_id,
+            version,
+            zone,
+            uptime_seconds,
+            epoch,
+            connected_peers,
+            database_bytes,
+            groups,
+            listen_addresses,
+            warnings,
+        } = status;
+        Self {
+            node_id: peer_id,
+            connected: connected_peers > 0,
+            peer_count: connected_peers as usize,
+            database_size: database_bytes,
+            uptime: Duration::from_secs(uptime_seconds),
+            member_id: node_id,
+            cluster_id,
+            version,
+            zone,
+            epoch,
+            listen_addresses,
+            groups: groups.into_iter().map(GroupInfo::from).collect(),
+            warnings,
+        }
+    }
+}
+
+impl From<v1::GroupStatus> for GroupInfo {
+    fn from(status: v1::GroupStatus) -> Self {
+        let v1::GroupStatus {
+            group,
+            name,
+            leader,
+            term,
+            last_log_index,
+            applied_index,
+            voters,
+            learners,
+            role,
+        } = status;
+        Self { group, name, role, leader, term, last_log_index, applied_index, voters, learners }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::{Health, HealthCheck, HealthStatus};
+
+    fn check(status: Health) -> HealthCheck {
+        HealthCheck { status, message: String::new(), took: Duration::from_millis(3) }
+    }
+
+    fn verdict(database: Health, nodes: &[Health]) -> Health {
+        let nodes: BTreeMap<String, HealthCheck> = nodes
+            .iter()
+            .enumerate()
+            .map(|(index, status)| (format!("node {index}"), check(*status)))
+            .collect();
+        HealthStatus::of(check(database), nodes).status
+    }
+
+    #[test]
+    fn a_database_that_answers_makes_a_lost_node_a_degradation() {
+        use Health::{Degraded, Healthy, Unhealthy};
+        assert_eq!(verdict(Healthy, &[Healthy, Healthy]), Healthy);
+        assert_eq!(verdict(Healthy, &[Healthy, Unhealthy]), Degraded);
+        assert_eq!(verdict(Healthy, &[Healthy, Degraded]), Degraded);
+        assert_eq!(verdict(Unhealthy, &[Healthy]), Unhealthy);
+        assert_eq!(verdict(Unhealthy, &[]), Unhealthy);
+    }
+}

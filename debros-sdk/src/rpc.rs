@@ -1,0 +1,47 @@
+//! One attempt of each call on a channel: the only place that names the generated clients. Sets the
+//! message limits, which tonic would otherwise put at 4 MiB.
+
+use debros_proto::limits;
+use debros_proto::v1;
+use debros_proto::v1::cluster_client::ClusterClient;
+use debros_proto::v1::database_client::DatabaseClient;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+fn database(channel: Channel) -> DatabaseClient<Channel> {
+    DatabaseClient::new(channel)
+        .max_encoding_message_size(limits::REQUEST_BYTES_MAX)
+        .max_decoding_message_size(limits::RESPONSE_BYTES_MAX)
+}
+
+fn cluster(channel: Channel) -> ClusterClient<Channel> {
+    ClusterClient::new(channel).max_decoding_message_size(limits::RESPONSE_BYTES_MAX)
+}
+
+macro_rules! calls {
+    ($($service:ident: $method:ident($request:ident) -> $response:ident;)*) => {$(
+        pub(crate) async fn $method(
+            channel: Channel,
+            request: v1::$request,
+        ) -> Result<Response<v1::$response>, Status> {
+            $service(channel).$method(request).await
+        }
+    )*};
+}
+
+calls! {
+    database: execute(ExecuteRequest) -> ExecuteResponse;
+    database: query(QueryRequest) -> QueryResponse;
+    database: open_session(OpenSessionRequest) -> OpenSessionResponse;
+    database: create_database(CreateDatabaseRequest) -> CreateDatabaseResponse;
+    database: drop_database(DropDatabaseRequest) -> DropDatabaseResponse;
+    database: list_databases(ListDatabasesRequest) -> ListDatabasesResponse;
+    cluster: status(StatusRequest) -> StatusResponse;
+    cluster: peers(PeersRequest) -> PeersResponse;
+    cluster: members(MembersRequest) -> MembersResponse;
+    cluster: health(HealthRequest) -> HealthResponse;
+    cluster: connect_peer(ConnectPeerRequest) -> ConnectPeerResponse;
+    cluster: disconnect_peer(DisconnectPeerRequest) -> DisconnectPeerResponse;
+    cluster: leave(LeaveRequest) -> LeaveResponse;
+    cluster: initialise(InitialiseRequest) -> InitialiseResponse;
+}
