@@ -1,0 +1,263 @@
+//! The command line of `debros-node`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use debros_config::{Config, ListenAddress, Loaded, NodeType, PeerAddress};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::dev::{self, DevOptions};
+use crate::launch::{Launched, launch};
+use crate::logging;
+
+/// A node of a debros cluster: a replicated SQL database, peer to peer.
+#[derive(Debug, Parser)]
+#[command(name = "debros-node", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    start: StartArguments,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  debros-node dev                                  three nodes in one process, to try things out
+  debros-node --config configs/bootstrap.yaml      the first node of a cluster
+  debros-node --config configs/node.yaml           a node that joins it
+  debros-node config validate --config node.yaml   check a configuration without starting
+
+Every key of the configuration can be set by an environment variable:
+  DEBROS_NODE__DATA_DIR=/var/lib/debros LOG_LEVEL=debug debros-node --config node.yaml";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a cluster in this process, for trying things out.
+    Dev(DevArguments),
+    /// Check or show a configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file, YAML. Without one, defaults and environment variables count.
+    #[arg(short, long, env = "DEBROS_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct StartArguments {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Where everything of this node is kept (node.data_dir).
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Where to listen, a multiaddr; may be given several times (node.listen_addresses).
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<ListenAddress>,
+    /// A member to join, a multiaddr; may be given several times (discovery.bootstrap_peers).
+    #[arg(long, value_name = "MULTIADDR")]
+    bootstrap: Vec<PeerAddress>,
+    /// The port of the HTTP API (database.rqlite_port).
+    #[arg(long, value_name = "PORT")]
+    http_port: Option<u16>,
+    /// The port of health and metrics (admin.port).
+    #[arg(long, value_name = "PORT")]
+    admin_port: Option<u16>,
+    /// Begin a new cluster if the data folder is empty (node.type: bootstrap).
+    #[arg(long)]
+    begin: bool,
+}
+
+#[derive(Debug, Args)]
+struct DevArguments {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=200))]
+    nodes: u16,
+    /// Keep the data here; without it, it is thrown away at the end.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// The first node's HTTP port, the others' follow; 0 for free ports.
+    #[arg(long, default_value_t = 5001, value_name = "PORT")]
+    http_port: u16,
+    /// The first node's peer-to-peer port, the others' follow; 0 for free ports.
+    #[arg(long, default_value_t = 4001, value_name = "PORT")]
+    port: u16,
+    /// Stop once the cluster has formed.
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration: errors, warnings, and keys that are not in effect yet.
+    Validate(ConfigFile),
+    /// Print the whole configuration in effect, defaults and environment included.
+    Print(ConfigFile),
+}
+
+/// Runs the command line.
+///
+/// # Errors
+/// What went wrong and what to do, for `main` to print.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Some(Command::Config(command)) => configuration(command),
+        Some(Command::Dev(arguments)) => runtime()?.block_on(run_dev(arguments)),
+        None => {
+            let config = start_config(arguments.start)?;
+            runtime()?.block_on(run_node(config))
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the async runtime cannot start")
+}
+
+fn load(file: &Option<PathBuf>) -> anyhow::Result<Loaded> {
+    let environment = std::env::vars_os();
+    Ok(match file {
+        Some(path) => Config::load(path, environment)?,
+        None => Config::from_yaml_and_environment("", environment)?,
+    })
+}
+
+fn configuration(command: ConfigCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ConfigCommand::Validate(file) => {
+            let Loaded { config, warnings } = load(&file.config)?;
+            for warning in &warnings {
+                println!("warning: {warning}");
+            }
+            for key in config.not_in_effect() {
+                println!("not in effect: {key}");
+            }
+            println!("the configuration is valid");
+        }
+        ConfigCommand::Print(file) => print!("{}", load(&file.config)?.config.to_yaml()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_config(arguments: StartArguments) -> anyhow::Result<Config> {
+    let StartArguments { file, data_dir, listen, bootstrap, http_port, admin_port, begin } = arguments;
+    let Loaded { mut config, .. } = load(&file.config)?;
+    if let Some(folder) = data_dir {
+        // A derived database folder follows the data folder; one that was named stays.
+        config.database.data_dir =
+            config.database.data_dir.filter(|named| *named != config.node.data_dir.join("database"));
+        config.node.data_dir = folder;
+    }
+    if !listen.is_empty() {
+        config.node.listen_addresses = listen;
+    }
+    if !bootstrap.is_empty() {
+        config.discovery.bootstrap_peers = bootstrap;
+    }
+    config.database.rqlite_port = http_port.unwrap_or(config.database.rqlite_port);
+    config.admin.port = admin_port.unwrap_or(config.admin.port);
+    if begin {
+        config.node.node_type = NodeType::Bootstrap;
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+async fn run_node(config: Config) -> anyhow::Result<ExitCode> {
+    logging::start(&config)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    for key in config.not_in_effect() {
+        tracing::warn!("not in effect: {key}");
+    }
+    let launched = launch(&config).await?;
+    announce(&launched);
+    let failure = tokio::select! {
+        failure = launched.failed() => Some(failure),
+        () = asked_to_stop() => None,
+    };
+    launched.shutdown().await;
+    match failure {
+        Some(failure) => Err(failure.into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn announce(launched: &Launched) {
+    let peer = launched.node.peer_id();
+    for address in launched.node.addresses() {
+        tracing::info!("listening on {address}/p2p/{peer}");
+    }
+    tracing::info!("HTTP API on {}, health and metrics on {}", launched.http, launched.admin);
+}
+
+async fn asked_to_stop() {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("asked to stop by SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("asked to stop by SIGINT"),
+    }
+}
+
+async fn run_dev(arguments: DevArguments) -> anyhow::Result<ExitCode> {
+    let level = std::env::var("LOG_LEVEL").unwrap_or_else(|_| "warn".to_owned());
+    let mut config = Config::default();
+    config.logging.level = level;
+    logging::start(&config)?;
+    let temporary = temporary_folder(&arguments)?;
+    let folder = arguments.data_dir.as_deref().or(temporary.as_ref().map(TemporaryFolder::path));
+    let folder = folder.expect("one of the two is there");
+    let options = DevOptions {
+        nodes: usize::from(arguments.nodes),
+        first_http_port: arguments.http_port,
+        first_listen_port: arguments.port,
+    };
+    println!("starting {} nodes under {}", options.nodes, folder.display());
+    let cluster = dev::start(folder, &options).await?;
+    println!("{} members, fully connected after {:.1} s\n", options.nodes, cluster.formed_in.as_secs_f64());
+    for (number, launched) in cluster.nodes.iter().enumerate() {
+        let peer = launched.node.peer_id();
+        let address = launched.node.addresses().first().map(ToString::to_string).unwrap_or_default();
+        println!("node {}  {address}/p2p/{peer}", number + 1);
+        println!("        HTTP http://{}  health and metrics http://{}", launched.http, launched.admin);
+    }
+    if !arguments.once {
+        println!("\ntry: debros query \"SELECT 1\"\nCtrl-C stops the cluster");
+        asked_to_stop().await;
+    }
+    cluster.shutdown().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A folder that goes with the process.
+struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("{} could not be removed: {error}", self.0.display());
+        }
+    }
+}
+
+fn temporary_folder(arguments: &DevArguments) -> anyhow::Result<Option<TemporaryFolder>> {
+    if arguments.data_dir.is_some() {
+        return Ok(None);
+    }
+    let path =
+        std::env::temp_dir().join(format!("debros-dev-{}-{:08x}", std::process::id(), rand::random::<u32>()));
+    std::fs::create_dir_all(&path).with_context(|| format!("{} cannot be created", path.display()))?;
+    Ok(Some(TemporaryFolder(path)))
+}

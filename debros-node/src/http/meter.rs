@@ -1,0 +1,137 @@
+//! Rate, errors and duration of every HTTP route, connections, and one span per request.
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::Response;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+/// The route of a request that no route matches.
+const UNMATCHED: &str = "unmatched";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    listener: &'static str,
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    listener: &'static str,
+    route: String,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabels {
+    listener: &'static str,
+}
+
+/// The metrics of the HTTP listeners. Labels are bounded: listeners, routes as they are declared,
+/// and classes of status codes.
+#[derive(Clone)]
+pub struct HttpMetrics {
+    requests: Family<OutcomeLabels, Counter>,
+    duration: Family<RouteLabels, Histogram>,
+    under_way: Family<ListenerLabels, Gauge>,
+    connections: Family<ListenerLabels, Gauge>,
+}
+
+/// Around the service levels of 100 ms and 500 ms, in seconds; the same as of the gRPC services.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+impl HttpMetrics {
+    /// Registers the metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            under_way: Family::default(),
+            connections: Family::default(),
+        };
+        registry.register(
+            "debros_http_requests",
+            "HTTP requests by listener, route and class of status code",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "debros_http_duration_seconds",
+            "Time from an HTTP request's head to the head of its answer",
+            metrics.duration.clone(),
+        );
+        registry.register("debros_http_under_way", "HTTP requests being answered", metrics.under_way.clone());
+        registry.register("debros_http_connections", "Open HTTP connections", metrics.connections.clone());
+        metrics
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub(super) fn connection(&self, listener: &'static str) -> Counted {
+        Counted::start(&self.connections, listener)
+    }
+
+    /// The metrics of one listener's requests.
+    pub(super) fn of(&self, listener: &'static str) -> Meter {
+        Meter { metrics: self.clone(), listener }
+    }
+}
+
+/// The metrics, for one listener.
+#[derive(Clone)]
+pub(super) struct Meter {
+    metrics: HttpMetrics,
+    listener: &'static str,
+}
+
+/// The middleware that measures a request.
+pub(super) async fn measure(State(meter): State<Meter>, request: Request, next: Next) -> Response {
+    let Meter { metrics, listener } = meter;
+    let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.map_or(UNMATCHED, MatchedPath::as_str).to_owned();
+    let method = request.method().as_str();
+    let namespace = tracing::field::Empty;
+    let span = tracing::debug_span!("http", listener, method, route, namespace);
+    let started = Instant::now();
+    let under_way = Counted::start(&metrics.under_way, listener);
+    let response = next.run(request).instrument(span).await;
+    drop(under_way);
+    let status = class(response.status());
+    let took = started.elapsed().as_secs_f64();
+    metrics.requests.get_or_create(&OutcomeLabels { listener, route: route.clone(), status }).inc();
+    metrics.duration.get_or_create(&RouteLabels { listener, route }).observe(took);
+    response
+}
+
+/// Counts down also when the request is given up.
+pub(super) struct Counted(Gauge);
+
+impl Counted {
+    fn start(gauges: &Family<ListenerLabels, Gauge>, listener: &'static str) -> Self {
+        let gauge = gauges.get_or_create_owned(&ListenerLabels { listener });
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}

@@ -1,0 +1,228 @@
+//! From a configuration to a running node in production: threads, the system's clock, libp2p.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use debros_config::Config;
+use debros_net::identity::{self, IdentityError};
+use debros_net::{ClusterSecret, Host, HostConfig, HostError, Multiaddr, SecretError};
+use debros_proto::ClusterId;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::Blocking;
+use crate::clock::Clock;
+use crate::cluster::ReconcileOptions;
+use crate::http::admin::AdminParts;
+use crate::http::{self, Listen, ListenError, TlsFiles};
+use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
+use crate::raft::{RaftOptions, log};
+
+/// Why a node cannot be launched. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The data folder cannot be used.
+    #[error("the data folder {folder} cannot be used: check node.data_dir and its permissions")]
+    Folder {
+        /// Which.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process uses the data folder.
+    #[error("the data folder {0} is in use by another node: stop it, or give this one another node.data_dir")]
+    InUse(PathBuf),
+    /// The identity file cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The cluster secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The peer-to-peer listeners cannot be opened.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// An HTTP listener cannot be opened.
+    #[error(transparent)]
+    Http(#[from] ListenError),
+    /// The node itself cannot start.
+    #[error(transparent)]
+    Node(#[from] StartError),
+    /// A value passed the configuration's own checks but not this one.
+    #[error("{key}: {value:?} cannot be used: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A node with its HTTP listeners.
+pub struct Launched {
+    /// The node.
+    pub node: Node,
+    /// Where the HTTP API listens.
+    pub http: SocketAddr,
+    /// Where health and metrics are.
+    pub admin: SocketAddr,
+    stop_http: CancellationToken,
+    servers: Vec<JoinHandle<()>>,
+    // Held as long as the node lives.
+    _lock: File,
+}
+
+/// The HTTP servers end within this time after they were told to.
+const HTTP_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts a node.
+///
+/// # Errors
+/// [`LaunchError`]; nothing goes on running then.
+pub async fn launch(config: &Config) -> Result<Launched, LaunchError> {
+    launch_with(config, |_| {}).await
+}
+
+/// Starts a node with other timings than the configuration can ask for.
+///
+/// # Errors
+/// As [`launch`].
+pub async fn launch_with(
+    config: &Config,
+    adjust: impl FnOnce(&mut Settings),
+) -> Result<Launched, LaunchError> {
+    let lock = lock_folder(&config.node.data_dir)?;
+    let keypair = identity::load_or_create(&config.node.data_dir)?;
+    let secret = config.security.cluster_secret_file.as_deref().map(ClusterSecret::from_file).transpose()?;
+    let mut settings = settings(config)?;
+    adjust(&mut settings);
+    let host = HostConfig {
+        secret,
+        connections_max: config.node.max_connections,
+        dht: config.discovery.enable_dht.then(|| format!("{}/kad/1.0.0", config.discovery.dht_prefix)),
+        mdns: config.discovery.enable_mdns,
+        ..HostConfig::node(keypair, multiaddrs("node.listen_addresses", &config.node.listen_addresses)?)
+    };
+    let (network, incoming) = Host::start(host).await?;
+    let environment = Environment { network, incoming, blocking: Blocking::Threads, clock: Clock::system() };
+    let node = Node::start(settings, environment).await?;
+    match listen(config, &node).await {
+        Ok((http, admin, stop_http, servers)) => {
+            Ok(Launched { node, http, admin, stop_http, servers, _lock: lock })
+        }
+        Err(error) => {
+            node.shutdown().await;
+            Err(error.into())
+        }
+    }
+}
+
+type Listeners = (SocketAddr, SocketAddr, CancellationToken, Vec<JoinHandle<()>>);
+
+async fn listen(config: &Config, node: &Node) -> Result<Listeners, ListenError> {
+    let stop = CancellationToken::new();
+    let files = (&config.security.certificate_file, &config.security.private_key_file);
+    let tls = match (config.security.enable_tls, files) {
+        (true, (Some(certificate), Some(private_key))) => {
+            Some(TlsFiles { certificate: certificate.clone(), private_key: private_key.clone() })
+        }
+        _ => None,
+    };
+    let metrics = node.http_metrics().clone();
+    let (databases, cluster, health) = (node.databases(), node.cluster_service(), node.health());
+    let api = http::rqlite::router(databases.clone(), cluster.clone(), health.clone(), &metrics);
+    let registry = node.registry().clone();
+    let parts = AdminParts {
+        cluster: cluster.clone(),
+        health: health.clone(),
+        metrics: Arc::new(move || {
+            let mut text = String::new();
+            // Writing into a string cannot fail.
+            let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+            text
+        }),
+        shutdown: node.stopping(),
+    };
+    let admin = http::admin::router(parts, &metrics);
+    let listen =
+        Listen { name: "http", key: "database.rqlite_port", address: config.http_socket(), tls: tls.clone() };
+    let (http, api) = http::serve(listen, api, metrics.clone(), stop.clone()).await?;
+    let listen = Listen { name: "admin", key: "admin.port", address: config.admin_socket(), tls };
+    match http::serve(listen, admin, metrics, stop.clone()).await {
+        Ok((admin_address, admin)) => Ok((http, admin_address, stop, vec![api, admin])),
+        Err(error) => {
+            stop.cancel();
+            Err(error)
+        }
+    }
+}
+
+impl Launched {
+    /// Resolves when the node must end.
+    pub async fn failed(&self) -> NodeFailure {
+        self.node.failed().await
+    }
+
+    /// Stops listeners and node, in that order.
+    pub async fn shutdown(self) {
+        self.stop_http.cancel();
+        for server in self.servers {
+            // A server that does not end is dropped with the process.
+            let _ = tokio::time::timeout(HTTP_STOP_TIMEOUT, server).await;
+        }
+        self.node.shutdown().await;
+    }
+}
+
+fn lock_folder(folder: &Path) -> Result<File, LaunchError> {
+    let failed = |source| LaunchError::Folder { folder: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let file = File::options().create(true).append(true).open(folder.join("lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(LaunchError::InUse(folder.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+fn multiaddrs<T: ToString>(key: &'static str, values: &[T]) -> Result<Vec<Multiaddr>, LaunchError> {
+    let parse = |value: &T| {
+        let value = value.to_string();
+        value.parse::<Multiaddr>().map_err(|error| LaunchError::Value {
+            key,
+            value,
+            reason: error.to_string(),
+        })
+    };
+    values.iter().map(parse).collect()
+}
+
+fn settings(config: &Config) -> Result<Settings, LaunchError> {
+    let pinned = config.cluster.id.as_deref().map(str::parse::<ClusterId>).transpose();
+    let pinned = pinned.map_err(|error| LaunchError::Value {
+        key: "cluster.id",
+        value: config.cluster.id.clone().unwrap_or_default(),
+        reason: error.to_string(),
+    })?;
+    Ok(Settings {
+        data_folder: config.node.data_dir.clone(),
+        database_folder: config.database_dir(),
+        bootstrap: multiaddrs("discovery.bootstrap_peers", &config.discovery.bootstrap_peers)?,
+        discovery_interval: config.discovery.discovery_interval.as_duration(),
+        peer_exchange: config.discovery.enable_peer_exchange,
+        saved_peers: config.discovery.enable_saved_peers,
+        zone: config.node.zone.clone().unwrap_or_default(),
+        replication_factor: u32::from(config.database.replication_factor),
+        max_database_bytes: config.database.max_database_size.bytes(),
+        may_initialise: config.may_initialise(),
+        pinned,
+        raft: RaftOptions::default(),
+        reconcile: ReconcileOptions::default(),
+        log: log::Options::default(),
+    })
+}

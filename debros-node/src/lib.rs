@@ -1,0 +1,17 @@
+//! The debros node as a library: one composition root and the engines it composes.
+
+pub mod blocking;
+pub mod clock;
+pub mod cluster;
+pub mod command;
+pub mod dev;
+pub mod http;
+pub mod launch;
+pub mod logging;
+pub mod metrics;
+pub mod node;
+pub mod planted;
+pub mod raft;
+pub mod rpc;
+pub mod service;
+pub mod sql;

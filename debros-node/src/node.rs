@@ -1,0 +1,559 @@
+//! The composition root: the only module that sees everything. It starts a node from its parts and
+//! stops it in the opposite order.
+//!
+//! Everything environmental comes in as an argument ([`Environment`]): network, storage seam and
+//! clock are libp2p, threads and the system's in production ([`crate::launch`]) and simulated in
+//! tests, and nothing below this module can tell.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use debros_net::discovery::{Discovery, DiscoveryConfig};
+use debros_net::grpc::{self, Channels};
+use debros_net::{IncomingStreams, Lane, Multiaddr, Network, PeerId};
+use debros_proto::{ClusterId, VERSION, v1};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::blocking::Blocking;
+use crate::clock::Clock;
+use crate::cluster::map::ClusterMap;
+use crate::cluster::{
+    self, Cluster, EnterError, Entry, Identity, ReconcileOptions, Reconciler, Registration,
+};
+use crate::http::HttpMetrics;
+use crate::raft::log::{self, LogError, LogStore};
+use crate::raft::{Groups, RaftOptions, RaftService};
+use crate::rpc::{self, RpcMetrics};
+use crate::service::{ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Replicas};
+use crate::sql::SqlEngines;
+
+/// What a node offers.
+const SERVICES: [&str; 1] = ["database"];
+/// Requests under way get this long to end when the node stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Leaderships are handed over within this time when the node stops.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Background tasks end within this time when the node stops.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the node lives in.
+pub struct Environment {
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// The streams that peers open to this node.
+    pub incoming: IncomingStreams,
+    /// Where blocking work runs.
+    pub blocking: Blocking,
+    /// The time of day.
+    pub clock: Clock,
+}
+
+/// What the node is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where everything of this node is kept.
+    pub data_folder: PathBuf,
+    /// Where databases and the Raft log are kept.
+    pub database_folder: PathBuf,
+    /// Addresses of members.
+    pub bootstrap: Vec<Multiaddr>,
+    /// How often peers exchange what they know.
+    pub discovery_interval: Duration,
+    /// Whether peers tell each other of others.
+    pub peer_exchange: bool,
+    /// Whether peers are kept over a restart.
+    pub saved_peers: bool,
+    /// The failure domain; may be empty.
+    pub zone: String,
+    /// Replicas of a new database.
+    pub replication_factor: u32,
+    /// The node may begin a cluster.
+    pub may_initialise: bool,
+    /// The only cluster it may belong to.
+    pub pinned: Option<ClusterId>,
+    /// What a database may grow to; 0 is no limit.
+    pub max_database_bytes: u64,
+    /// The timing of Raft.
+    pub raft: RaftOptions,
+    /// The patience of the meta leader.
+    pub reconcile: ReconcileOptions,
+    /// The log store.
+    pub log: log::Options,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A folder cannot be used.
+    #[error("the folder {folder} cannot be used: check that it exists, is writable and has space")]
+    Folder {
+        /// Which.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The node's place in its cluster cannot be read.
+    #[error("the node's place in its cluster cannot be read in {folder}: restore member.json from a backup")]
+    Membership {
+        /// The data folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The Raft log cannot be opened.
+    #[error("the Raft log cannot be opened")]
+    Log(#[from] LogError),
+}
+
+/// Why a running node must end.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeFailure {
+    /// The log could not be written: what is on disk is not known any more.
+    #[error("the Raft log failed; the node ends so that it acknowledges nothing it cannot keep: {0}")]
+    Log(log::Failure),
+    /// The node cannot become a member.
+    #[error("the node cannot become a member of a cluster")]
+    Enter(#[source] Arc<EnterError>),
+}
+
+/// A running node.
+pub struct Node {
+    core: Core,
+    registry: Arc<Registry>,
+    http_metrics: HttpMetrics,
+    discovery: Discovery,
+    service: ClusterService,
+    entered: watch::Receiver<Option<Arc<EnterError>>>,
+    servers: Servers,
+}
+
+/// The parts of a node that the others are built on.
+#[derive(Clone)]
+struct Core {
+    network: Arc<dyn Network>,
+    blocking: Blocking,
+    clock: Clock,
+    channels: Channels,
+    groups: Groups,
+    cluster: ClusterSlot,
+    replicas: Replicas,
+    disk: DiskState,
+    health: Health,
+    databases: Databases,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
+struct Servers {
+    clients: JoinHandle<()>,
+    stop_clients: CancellationToken,
+    peers: JoinHandle<()>,
+    stop_peers: CancellationToken,
+}
+
+impl Node {
+    /// Starts a node. It serves at once; it is a member later ([`Self::joined`]).
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing goes on running then.
+    pub async fn start(settings: Settings, environment: Environment) -> Result<Self, StartError> {
+        let Environment { network, incoming, blocking, clock } = environment;
+        let mut registry = Registry::default();
+        let rpc_metrics = RpcMetrics::register(&mut registry);
+        let http_metrics = HttpMetrics::register(&mut registry);
+        let log_options = crate::metrics::observe_log(settings.log.clone(), &mut registry);
+
+        let known = cluster::read_membership(&settings.data_folder)
+            .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
+        let core = Core::open(&settings, log_options, network, blocking, clock).await?;
+        crate::metrics::register_groups(&mut registry, core.groups.clone());
+
+        let discovery = core.discover(&settings, &rpc_metrics);
+        let (initialise_asked, asked) = watch::channel(false);
+        let service = ClusterService::new(ClusterParts {
+            cluster: core.cluster.clone(),
+            replicas: core.replicas.clone(),
+            network: core.network.clone(),
+            discovery: discovery.clone(),
+            health: core.health.clone(),
+            clock: core.clock.clone(),
+            zone: settings.zone.clone(),
+            started: Instant::now(),
+            initialise_asked,
+            may_be_asked_to_initialise: known.is_none() && settings.pinned.is_none(),
+        });
+        let servers = core.serve(incoming, &service, &discovery, rpc_metrics);
+        let entered = core.run(settings, &discovery, asked);
+        let registry = Arc::new(registry);
+        Ok(Self { core, registry, http_metrics, discovery, service, entered, servers })
+    }
+
+    /// This node's identity.
+    pub fn peer_id(&self) -> PeerId {
+        self.core.network.local_peer()
+    }
+    /// Where others can dial it.
+    pub fn addresses(&self) -> Vec<Multiaddr> {
+        self.core.network.listen_addresses()
+    }
+    /// The service for databases.
+    pub fn databases(&self) -> &Databases {
+        &self.core.databases
+    }
+    /// The service for the cluster.
+    pub fn cluster_service(&self) -> &ClusterService {
+        &self.service
+    }
+    /// The probes.
+    pub fn health(&self) -> &Health {
+        &self.core.health
+    }
+    /// For the HTTP listeners.
+    pub fn http_metrics(&self) -> &HttpMetrics {
+        &self.http_metrics
+    }
+    /// Cancelled when the node begins to stop.
+    pub fn stopping(&self) -> CancellationToken {
+        self.servers.stop_clients.clone()
+    }
+    /// The metrics.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+    /// Waits until the node is a member.
+    pub async fn joined(&self) -> Cluster {
+        self.core.cluster.joined().await
+    }
+
+    /// How many other nodes and clients are connected.
+    pub fn connected_peers(&self) -> usize {
+        self.core.network.peers().iter().filter(|peer| peer.connected).count()
+    }
+
+    /// Resolves when the node must end.
+    pub async fn failed(&self) -> NodeFailure {
+        let log = self.core.groups.log().failed();
+        let mut entered = self.entered.clone();
+        let refused = async {
+            match entered.wait_for(Option::is_some).await.map(|refused| refused.clone()) {
+                Ok(Some(refused)) => refused,
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            failure = log => NodeFailure::Log(failure),
+            refused = refused => NodeFailure::Enter(refused),
+        }
+    }
+
+    /// Stops: refuses new requests, lets those under way end, hands over leaderships, stops the
+    /// groups, flushes the log, closes the network. Each step has its own deadline.
+    pub async fn shutdown(self) {
+        let Self { core, discovery, servers, .. } = self;
+        servers.stop_clients.cancel();
+        within(DRAIN_TIMEOUT, "requests under way", servers.clients).await;
+        core.groups.hand_over(HAND_OVER_TIMEOUT).await;
+        core.stop.cancel();
+        discovery.shutdown().await;
+        for group in core.groups.all() {
+            core.groups.close(group.id()).await;
+        }
+        if let Err(error) = core.groups.log().close().await {
+            tracing::error!(%error, "the Raft log did not close cleanly");
+        }
+        servers.stop_peers.cancel();
+        core.network.shutdown().await;
+        within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
+        core.tracker.close();
+        within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
+        tracing::info!("stopped");
+    }
+}
+
+impl Core {
+    async fn open(
+        settings: &Settings,
+        log: log::Options,
+        network: Arc<dyn Network>,
+        blocking: Blocking,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let tracker = TaskTracker::new();
+        let channels = Channels::new(network.clone());
+        let folder = &settings.database_folder;
+        let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
+        let snapshots = folder.join("snapshots");
+        let groups = Groups::new(
+            log,
+            channels.clone(),
+            blocking.clone(),
+            snapshots.clone(),
+            settings.raft.clone(),
+            tracker.clone(),
+        )
+        .map_err(|source| StartError::Folder { folder: snapshots, source })?;
+        let cluster = ClusterSlot::default();
+        let disk = DiskState::default();
+        let replicas = Replicas::new(
+            groups.clone(),
+            SqlEngines::new(blocking.clone()),
+            clock.clone(),
+            folder.clone(),
+            blocking.clone(),
+            settings.max_database_bytes,
+        );
+        let databases = Databases::new(
+            cluster.clone(),
+            replicas.clone(),
+            channels.clone(),
+            settings.replication_factor,
+            disk.clone(),
+        );
+        let health =
+            Health::new(cluster.clone(), replicas.clone(), disk.clone(), clock.clone(), network.clone());
+        let stop = CancellationToken::new();
+        Ok(Self {
+            network,
+            blocking,
+            clock,
+            channels,
+            groups,
+            cluster,
+            replicas,
+            disk,
+            health,
+            databases,
+            stop,
+            tracker,
+        })
+    }
+
+    fn discover(&self, settings: &Settings, metrics: &RpcMetrics) -> Discovery {
+        let config = DiscoveryConfig {
+            interval: settings.discovery_interval,
+            peer_exchange: settings.peer_exchange,
+            saved_peers: settings.saved_peers.then(|| settings.data_folder.join("peers.json")),
+            ..DiscoveryConfig::new(settings.bootstrap.clone(), self.own_status(&settings.zone, metrics))
+        };
+        Discovery::start(self.network.clone(), config)
+    }
+
+    fn own_status(&self, zone: &str, metrics: &RpcMetrics) -> debros_net::discovery::OwnStatus {
+        let peer_id = self.network.local_peer().to_string();
+        let (cluster, disk) = (self.cluster.clone(), self.disk.clone());
+        let (zone, metrics) = (zone.to_owned(), metrics.clone());
+        Arc::new(move || {
+            let joined = cluster.get().ok();
+            v1::NodeStatus {
+                peer_id: peer_id.clone(),
+                node_id: joined.as_ref().map_or(0, |cluster| cluster.node().0),
+                cluster_id: joined.as_ref().map(|cluster| cluster.id().to_string()).unwrap_or_default(),
+                version: VERSION.to_owned(),
+                zone: zone.clone(),
+                services: SERVICES.map(str::to_owned).to_vec(),
+                load: metrics.load(),
+                epoch: joined.as_ref().map_or(0, |cluster| cluster.map().epoch().0),
+                client: false,
+                disk_low: disk.is_low(),
+            }
+        })
+    }
+
+    fn serve(
+        &self,
+        mut incoming: IncomingStreams,
+        service: &ClusterService,
+        discovery: &Discovery,
+        metrics: RpcMetrics,
+    ) -> Servers {
+        let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk]);
+        let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()));
+        let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
+            .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
+            .add_service(rpc::membership_service(service.clone(), metrics))
+            .add_service(discovery.service().into_server());
+        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+        Servers {
+            clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
+            stop_clients,
+            peers: tokio::spawn(serve(peer_routes, peer_streams, stop_peers.clone())),
+            stop_peers,
+        }
+    }
+
+    /// Starts what runs in the background. Gives why the node could not become a member, once it is
+    /// known that it cannot.
+    fn run(
+        &self,
+        settings: Settings,
+        discovery: &Discovery,
+        initialise_asked: watch::Receiver<bool>,
+    ) -> watch::Receiver<Option<Arc<EnterError>>> {
+        let identity = Identity {
+            peer: self.network.local_peer(),
+            zone: settings.zone,
+            services: SERVICES.map(str::to_owned).to_vec(),
+        };
+        let entry = Entry {
+            identity: identity.clone(),
+            data_folder: settings.data_folder,
+            groups: self.groups.clone(),
+            channels: self.channels.clone(),
+            blocking: self.blocking.clone(),
+            clock: self.clock.clone(),
+            may_initialise: settings.may_initialise,
+            pinned: settings.pinned,
+            initialise_asked,
+        };
+        let (told, entered) = watch::channel(None);
+        let (tracker, stop) = (&self.tracker, &self.stop);
+        tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, told));
+        tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
+        tracker.spawn(self.disk.clone().watch(settings.database_folder, self.blocking.clone(), stop.clone()));
+        tracker.spawn(self.clone().heed_disks(discovery.clone()));
+        tracker.spawn(self.clone().notice_strangers(discovery.clone()));
+        tracker.spawn(self.clone().follow_map(identity));
+        entered
+    }
+
+    /// Makes the node a member, then keeps the cluster as it should be.
+    async fn enter(
+        self,
+        entry: Entry,
+        discovery: Discovery,
+        options: ReconcileOptions,
+        told: watch::Sender<Option<Arc<EnterError>>>,
+    ) {
+        let peers = move || {
+            let statuses = discovery.statuses();
+            let nodes = statuses.into_iter().filter(|(_, heard)| !heard.status.client);
+            nodes.filter(|(_, heard)| !heard.status.cluster_id.is_empty()).map(|(peer, _)| peer).collect()
+        };
+        let entered = tokio::select! {
+            () = self.stop.cancelled() => return,
+            entered = cluster::enter(entry, peers) => entered,
+        };
+        match entered {
+            Ok(cluster) => {
+                self.cluster.fill(cluster.clone());
+                self.tracker.spawn(Reconciler::new(cluster, options).run(self.stop.clone()));
+            }
+            Err(error) => drop(told.send_replace(Some(Arc::new(error)))),
+        }
+    }
+
+    /// Leaders refuse writes while any node has no room for them.
+    async fn heed_disks(self, discovery: Discovery) {
+        let mut changes = discovery.watch();
+        loop {
+            let low = discovery.statuses().values().any(|heard| heard.status.disk_low);
+            self.disk.set_low_elsewhere(low);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Says by name which peers belong to another cluster: they will never answer this one's groups.
+    async fn notice_strangers(self, discovery: Discovery) {
+        let cluster = tokio::select! {
+            () = self.stop.cancelled() => return,
+            cluster = self.cluster.joined() => cluster.id().to_string(),
+        };
+        let mut changes = discovery.watch();
+        let mut told = HashSet::new();
+        loop {
+            for (peer, heard) in discovery.statuses() {
+                let theirs = heard.status.cluster_id;
+                if !theirs.is_empty() && theirs != cluster && told.insert(peer) {
+                    tracing::error!(
+                        %peer,
+                        "a peer belongs to cluster {theirs}, this node's data folder to cluster {cluster}: \
+                         check discovery.bootstrap_peers, or give the node an empty node.data_dir to join the other one"
+                    );
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Teaches the network where the map says that members are, and the map where this node is.
+    async fn follow_map(self, identity: Identity) {
+        let cluster = tokio::select! {
+            () = self.stop.cancelled() => return,
+            cluster = self.cluster.joined() => cluster,
+        };
+        let mut map = cluster.watch();
+        loop {
+            let current = map.borrow_and_update().clone();
+            self.learn_addresses(&cluster, &current);
+            self.announce(&cluster, &current, &identity).await;
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = map.changed() => {}
+                () = tokio::time::sleep(ADDRESS_INTERVAL) => {}
+            }
+        }
+    }
+
+    fn learn_addresses(&self, cluster: &Cluster, map: &ClusterMap) {
+        for node in map.members().filter(|node| node.id != cluster.node()) {
+            let addresses: Vec<Multiaddr> =
+                node.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+            if let Ok(peer) = node.peer_id.parse() {
+                self.network.learn(peer, &addresses);
+            }
+        }
+    }
+
+    async fn announce(&self, cluster: &Cluster, map: &ClusterMap, identity: &Identity) {
+        let here: Vec<String> = self.network.listen_addresses().iter().map(ToString::to_string).collect();
+        let out_of_date = map.node(cluster.node()).is_some_and(|known| {
+            known.addresses != here || known.zone != identity.zone || known.version != VERSION
+        });
+        if !out_of_date {
+            return;
+        }
+        let registration = Registration {
+            peer_id: identity.peer.to_string(),
+            incarnation: self.groups.log().incarnation().to_string(),
+            addresses: here,
+            zone: identity.zone.clone(),
+            services: identity.services.clone(),
+            version: VERSION.to_owned(),
+        };
+        if let Err(failure) = cluster.admit(registration, "").await {
+            tracing::debug!(%failure, "the map does not know this node's addresses yet");
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, what: &'static str, work: impl Future<Output = T>) {
+    if tokio::time::timeout(limit, work).await.is_err() {
+        tracing::warn!(what, ?limit, "did not end in time while the node stopped");
+    }
+}
+
+async fn serve(routes: Routes, incoming: IncomingStreams, stop: CancellationToken) {
+    if let Err(error) = grpc::serve(routes, incoming, stop.cancelled_owned()).await {
+        tracing::error!(%error, "a gRPC server ended");
+    }
+}
+
+/// How often the node looks whether its own addresses have changed.
+const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);

@@ -1,0 +1,49 @@
+//! Bugs that the simulation plants, one at a time, to see that it catches them.
+//!
+//! Without the feature `planted-bugs`, which no shipped build has, none can be planted and every
+//! question is answered "no" at compile time. The fifth bug, an acknowledgement before the flush, is
+//! an option of [`crate::raft::log`].
+
+/// A bug that a careless change could bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// The log is purged up to what was applied, durable or not.
+    PurgePastDurable,
+    /// A node whose log was lost goes on under its old node id.
+    ForgottenLogVotes,
+    /// A leader answers reads without asking whether it still leads.
+    StaleRead,
+    /// A write's session is ignored.
+    RetryAppliedTwice,
+}
+
+pub(crate) use switch::is_planted;
+#[cfg(feature = "planted-bugs")]
+pub use switch::plant;
+
+#[cfg(not(feature = "planted-bugs"))]
+mod switch {
+    use super::Bug;
+
+    pub(crate) const fn is_planted(_bug: Bug) -> bool {
+        false
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+mod switch {
+    use std::sync::OnceLock;
+
+    use super::Bug;
+
+    static PLANTED: OnceLock<Bug> = OnceLock::new();
+
+    /// Plants a bug in this process, for good; only the first one counts.
+    pub fn plant(bug: Bug) {
+        let _ = PLANTED.set(bug);
+    }
+
+    pub(crate) fn is_planted(bug: Bug) -> bool {
+        PLANTED.get() == Some(&bug)
+    }
+}

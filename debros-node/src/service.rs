@@ -1,0 +1,18 @@
+//! Requests, whoever sends them: authorised in one place, answered by the engines, across engines
+//! where one is not enough. Knows nothing of gRPC or HTTP.
+
+pub mod authorise;
+mod cluster;
+mod databases;
+mod disk;
+mod health;
+mod membership;
+mod replicas;
+
+pub use authorise::Principal;
+pub use cluster::{ClusterService, Parts as ClusterParts};
+pub use databases::Databases;
+pub use disk::DiskState;
+pub use health::Health;
+pub use membership::ClusterSlot;
+pub use replicas::Replicas;

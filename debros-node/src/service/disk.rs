@@ -1,0 +1,98 @@
+//! Keeps a reserve of disk space free: a full disk must not stop every group of a node at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use debros_proto::{ErrorCode, Failure, limits};
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::Blocking;
+
+/// The file system is asked this often: long before a fast disk fills the reserve.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether there is room, here and where the replicas are.
+#[derive(Clone, Default)]
+pub struct DiskState {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    low_here: AtomicBool,
+    low_elsewhere: AtomicBool,
+    free_bytes: AtomicU64,
+}
+
+impl DiskState {
+    /// This node is below its reserve.
+    pub fn is_low(&self) -> bool {
+        self.inner.low_here.load(Ordering::Relaxed)
+    }
+
+    /// Bytes free on the node's disk when it was last asked.
+    pub fn free_bytes(&self) -> u64 {
+        self.inner.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes what the other nodes say of themselves.
+    pub fn set_low_elsewhere(&self, low: bool) {
+        self.inner.low_elsewhere.store(low, Ordering::Relaxed);
+    }
+
+    /// Refuses writes while a replica has no room for them.
+    ///
+    /// # Errors
+    /// `DISK_FULL`.
+    pub fn check(&self) -> Result<(), Failure> {
+        let place = match (self.is_low(), self.inner.low_elsewhere.load(Ordering::Relaxed)) {
+            (false, false) => return Ok(()),
+            (true, _) => "this node",
+            (false, true) => "another node of the cluster",
+        };
+        Err(Failure::new(
+            ErrorCode::DiskFull,
+            format!(
+                "{place} has less than {} MiB of disk space left: free some or grow the volume, reads go on",
+                limits::DISK_RESERVE_BYTES >> 20
+            ),
+        ))
+    }
+
+    /// Watches the disk under `folder` until the token is cancelled.
+    pub async fn watch(self, folder: PathBuf, blocking: Blocking, stop: CancellationToken) {
+        loop {
+            let asked = folder.clone();
+            match blocking.run(move || free_bytes(&asked)).await {
+                Ok(free) => {
+                    self.inner.free_bytes.store(free, Ordering::Relaxed);
+                    let low = free < limits::DISK_RESERVE_BYTES;
+                    if self.inner.low_here.swap(low, Ordering::Relaxed) != low {
+                        tracing::warn!(free, low, "disk space crossed the reserve");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the free disk space cannot be told"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+        }
+    }
+}
+
+fn free_bytes(folder: &std::path::Path) -> std::io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a NUL, and the buffer is as large as the call expects.
+    let result = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it has filled the buffer.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

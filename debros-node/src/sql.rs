@@ -1,0 +1,14 @@
+//! The SQL engine: one Raft group and one SQLite database per database of an application.
+//!
+//! A write becomes a command of the group's log (`database`), every replica applies it alike
+//! (`engine`, through the SQLite door), and its outcome goes back to whoever proposed it. Reads
+//! never enter the log unless they are asked to.
+
+mod convert;
+mod database;
+mod engine;
+mod request;
+
+pub use database::{Database, Freshness, Write};
+pub use engine::{SqlEngine, SqlEngines};
+pub use request::check_statements;

@@ -1,0 +1,335 @@
+//! The state machine of a database's group: SQLite behind a worker of its own.
+//!
+//! ```text
+//! raft -> Engine::apply -> worker (owns the writer: one transaction per batch) -> outcomes
+//! Database::query -> reader pool, through the blocking seam
+//! ```
+//!
+//! The worker is the only one that writes, so nothing in here locks across a write. A fault is
+//! given to raft, which stops the replica; nothing of the batch was kept then.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use debros_proto::{ErrorCode, Failure, limits, v1};
+use debros_sqlite::{
+    Batch, BatchEntry, Classification, EntryEnvironment, EntryOutcome, Fault, Generations, Options,
+    PoolError, Reader, ReaderPool, Writer, inspect_snapshot,
+};
+use prost::Message;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
+
+use super::convert;
+use crate::blocking::{Blocking, Jobs};
+use crate::raft::{CommittedCommand, Engine, EngineFault, Position};
+
+/// Batches waiting for the writer: openraft hands over one at a time.
+const JOBS_MAX: usize = 64;
+/// Connections for reads of one database.
+const READERS: usize = 4;
+
+/// A database's engine.
+pub struct SqlEngine {
+    jobs: Jobs<Job>,
+    readers: Readers,
+    reading: Semaphore,
+    blocking: Blocking,
+    size: Arc<Size>,
+}
+
+/// What the worker tells of the database's size.
+#[derive(Default)]
+struct Size {
+    bytes: AtomicU64,
+    bytes_max: AtomicU64,
+}
+
+/// The pool over the current generation's file; replaced when a snapshot is installed.
+type Readers = Arc<RwLock<ReaderPool>>;
+
+type Reply<T> = oneshot::Sender<Result<T, EngineFault>>;
+
+enum Job {
+    Apply { batch: Vec<CommittedCommand>, position: Position, reply: Reply<Vec<Bytes>> },
+    Position(Reply<Position>),
+    MakeDurable(Reply<Position>),
+    CopyTo(PathBuf, Reply<Position>),
+    Install(PathBuf, Position, Reply<()>),
+}
+
+/// Opens engines, all with the same options.
+pub struct SqlEngines {
+    options: Options,
+    blocking: Blocking,
+}
+
+impl SqlEngines {
+    /// Engines whose work goes through this seam.
+    pub fn new(blocking: Blocking) -> Self {
+        Self { options: Options::default(), blocking }
+    }
+
+    /// Opens the database in a folder, or makes a new one.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or what is in it is not a database of ours.
+    pub async fn open(&self, folder: PathBuf) -> Result<Arc<SqlEngine>, EngineFault> {
+        let options = self.options.clone();
+        let worker = self.blocking.run(move || Worker::open(folder, options)).await;
+        let worker = worker.map_err(|fault| EngineFault::new("open the database", fault))?;
+        let (readers, size) = (worker.readers.clone(), worker.size.clone());
+        let jobs = self.blocking.worker("sql", (JOBS_MAX, JOBS_MAX), worker, |worker, jobs| {
+            jobs.drain(..).for_each(|job| worker.handle(job));
+            true
+        });
+        let reading = Semaphore::new(READERS);
+        Ok(Arc::new(SqlEngine { jobs, readers, reading, blocking: self.blocking.clone(), size }))
+    }
+}
+
+impl SqlEngine {
+    /// Bytes of the database on disk, as of its last checkpoint.
+    pub fn bytes(&self) -> u64 {
+        self.size.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What the database may grow to, as its log says; 0 is no limit.
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.size.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Reads. A statement that fails is a result; only trouble of this node is an error.
+    ///
+    /// # Errors
+    /// `INTERNAL` for trouble of this node.
+    pub(super) async fn read(
+        &self,
+        statements: Vec<v1::Statement>,
+        unix_ms: u64,
+        deadline: Instant,
+    ) -> Result<Vec<v1::StatementResult>, Failure> {
+        let environment = EntryEnvironment { unix_ms, seed: rand::random(), step_budget: 0 };
+        self.with_reader(deadline, move |reader, left| {
+            let statements: Vec<_> = statements.into_iter().map(convert::statement).collect();
+            let started = std::time::Instant::now();
+            let read = reader.query(&statements, &environment, &|| started.elapsed() > left)?;
+            Ok(read.outcomes.into_iter().map(convert::result).collect())
+        })
+        .await
+    }
+
+    /// Refuses statements that are not reads.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` names the statement.
+    pub(super) async fn check_read_only(
+        &self,
+        statements: &[v1::Statement],
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let texts: Vec<String> = statements.iter().map(|statement| statement.sql.clone()).collect();
+        let writes = self.with_reader(deadline, move |reader, _| {
+            for (number, text) in texts.iter().enumerate() {
+                // A statement that does not compile is answered by its own error.
+                if let Ok(Classification::Writes) = reader.classify(text)? {
+                    return Ok(Some(number + 1));
+                }
+            }
+            Ok(None)
+        });
+        match writes.await? {
+            None => Ok(()),
+            Some(number) => Err(Failure::invalid(format!(
+                "statement {number} writes: send it with Execute, not as a query"
+            ))),
+        }
+    }
+
+    async fn with_reader<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&mut Reader, Duration) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let permit = tokio::time::timeout_at(deadline, self.reading.acquire()).await;
+        let _permit =
+            permit.map_err(|_| Failure::new(ErrorCode::Busy, "all readers of the database are busy"))?;
+        let pool = self.readers.read().expect("not poisoned").clone();
+        let left = deadline.saturating_duration_since(Instant::now()).min(limits::READ_TIMEOUT);
+        let read = self.blocking.run(move || work(&mut *pool.take()?, left).map_err(PoolError::from)).await;
+        read.map_err(|error| match error {
+            PoolError::Busy(_) => Failure::new(ErrorCode::Busy, error.to_string()),
+            PoolError::Fault(fault) => {
+                Failure::new(ErrorCode::Internal, format!("the read failed on this node: {fault}"))
+            }
+        })
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, EngineFault> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(job(reply)).await.map_err(|stopped| EngineFault::new("reach the writer", stopped))?;
+        answer.await.map_err(|gone| EngineFault::new("hear from the writer", gone))?
+    }
+}
+
+#[async_trait]
+impl Engine for SqlEngine {
+    async fn position(&self) -> Result<Position, EngineFault> {
+        self.ask(Job::Position).await
+    }
+
+    async fn apply(
+        &self,
+        batch: Vec<CommittedCommand>,
+        position: Position,
+    ) -> Result<Vec<Bytes>, EngineFault> {
+        self.ask(|reply| Job::Apply { batch, position, reply }).await
+    }
+
+    async fn make_durable(&self) -> Result<Position, EngineFault> {
+        self.ask(Job::MakeDurable).await
+    }
+
+    async fn copy_to(&self, file: &Path) -> Result<Position, EngineFault> {
+        self.ask(|reply| Job::CopyTo(file.to_owned(), reply)).await
+    }
+
+    async fn install(&self, file: &Path, position: Position) -> Result<(), EngineFault> {
+        self.ask(|reply| Job::Install(file.to_owned(), position, reply)).await
+    }
+}
+
+struct Worker {
+    generations: Generations,
+    options: Options,
+    /// `None` after a replacement of the database that failed halfway: the replica is opened again.
+    writer: Option<Writer>,
+    durable: Position,
+    readers: Readers,
+    size: Arc<Size>,
+}
+
+impl Worker {
+    fn open(folder: PathBuf, options: Options) -> Result<Self, Fault> {
+        let generations = Generations::open(folder)?;
+        let path = generations.database_path();
+        let writer = Writer::open(&path, options.clone())?;
+        let readers = Arc::new(RwLock::new(ReaderPool::new(path, options.clone(), READERS)));
+        let size = Arc::new(Size::default());
+        size.bytes_max.store(writer.max_bytes(), Ordering::Relaxed);
+        let writer = Some(writer);
+        Ok(Self { generations, options, writer, durable: Position::default(), readers, size })
+    }
+
+    /// Nobody waits any more where the replica was closed, so answers may go nowhere.
+    fn handle(&mut self, job: Job) {
+        match job {
+            Job::Apply { batch, position, reply } => drop(reply.send(self.apply(batch, &position))),
+            Job::Position(reply) => {
+                drop(reply.send(self.writer("read the position").map(|writer| position(writer))))
+            }
+            Job::MakeDurable(reply) => drop(reply.send(self.make_durable())),
+            Job::CopyTo(file, reply) => drop(reply.send(self.copy_to(&file))),
+            Job::Install(file, position, reply) => drop(reply.send(self.install(&file, position))),
+        }
+    }
+
+    fn writer(&mut self, doing: &str) -> Result<&mut Writer, EngineFault> {
+        self.writer
+            .as_mut()
+            .ok_or_else(|| EngineFault::new(doing, "the database was being replaced when it failed"))
+    }
+
+    fn apply(
+        &mut self,
+        batch: Vec<CommittedCommand>,
+        position: &Position,
+    ) -> Result<Vec<Bytes>, EngineFault> {
+        let writer = self.writer("apply")?;
+        let applied_index =
+            position.index().map_err(|error| EngineFault::new("read the log's position", error))?;
+        let mut answers = vec![Bytes::new(); batch.len()];
+        let mut places = Vec::with_capacity(batch.len());
+        let mut entries: Vec<BatchEntry> = Vec::with_capacity(batch.len());
+        for (place, CommittedCommand { index, command }) in batch.into_iter().enumerate() {
+            if let Some(entry) = convert::entry(index, command) {
+                places.push(place);
+                entries.push(entry);
+            }
+        }
+        let encode = |outcome: &EntryOutcome| convert::outcome(outcome.clone()).encode_to_vec();
+        let batch = Batch { entries: &entries, applied_index, bookkeeping: &position.0 };
+        let applied = writer
+            .apply_batch(batch, &encode)
+            .map_err(|fault| EngineFault::new("apply committed writes", fault))?;
+        let bytes_max = writer.max_bytes();
+        self.size.bytes_max.store(bytes_max, Ordering::Relaxed);
+        for (place, applied) in places.into_iter().zip(applied) {
+            answers[place] = match (applied.encoded, applied.outcome) {
+                (Some(encoded), _) | (None, EntryOutcome::Repeated(Some(encoded))) => encoded.into(),
+                (None, outcome) => convert::outcome(outcome).encode_to_vec().into(),
+            };
+        }
+        Ok(answers)
+    }
+
+    fn make_durable(&mut self) -> Result<Position, EngineFault> {
+        let writer = self.writer("checkpoint")?;
+        // Read before the checkpoint: what is applied while it runs is not in it.
+        let position = position(writer);
+        let complete =
+            writer.checkpoint().map_err(|fault| EngineFault::new("checkpoint the database", fault))?;
+        if complete.is_some() {
+            self.durable = position;
+            let size =
+                std::fs::metadata(self.generations.database_path()).map_or(0, |metadata| metadata.len());
+            self.size.bytes.store(size, Ordering::Relaxed);
+        }
+        Ok(self.durable.clone())
+    }
+
+    fn copy_to(&mut self, file: &Path) -> Result<Position, EngineFault> {
+        let writer = self.writer("copy")?;
+        let info = writer.snapshot_to(file).map_err(|fault| EngineFault::new("copy the database", fault))?;
+        Ok(Position(info.bookkeeping.into()))
+    }
+
+    fn install(&mut self, file: &Path, position: Position) -> Result<(), EngineFault> {
+        let failed = |fault: Fault| EngineFault::new("install a received database", fault);
+        let found = inspect_snapshot(file).map_err(failed)?;
+        if found.bookkeeping != position.0[..] {
+            let reason =
+                format!("it holds the state at index {}, not the announced one", found.applied_index);
+            return Err(EngineFault::new("install a received database", reason));
+        }
+        let incoming = self.generations.prepare().map_err(failed)?;
+        move_file(file, incoming.path())
+            .map_err(|error| EngineFault::new("move a received database into place", error))?;
+        self.writer = None;
+        self.generations.install(incoming).map_err(failed)?;
+        let path = self.generations.database_path();
+        self.writer = Some(Writer::open(&path, self.options.clone()).map_err(failed)?);
+        *self.readers.write().expect("not poisoned") = ReaderPool::new(path, self.options.clone(), READERS);
+        self.generations.remove_others().map_err(failed)?;
+        self.durable = position;
+        Ok(())
+    }
+}
+
+fn position(writer: &Writer) -> Position {
+    Position(Bytes::copy_from_slice(writer.bookkeeping()))
+}
+
+/// Moves a file, also to another file system.
+fn move_file(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+            std::fs::copy(from, to).map(|_| ())
+        }
+        moved => moved,
+    }
+}

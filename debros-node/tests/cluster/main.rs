@@ -1,0 +1,16 @@
+//! Whole nodes on loopback, asked through the SDK: what users are promised, tried on the real thing.
+//!
+//! Every test starts its own cluster on free ports in a temporary folder ([`support::Cluster`]); at
+//! most two clusters run at a time. Nothing sleeps: tests wait for what they expect, with a deadline.
+
+mod admission;
+mod formation;
+mod garbage;
+mod health;
+mod input;
+mod leadership;
+mod membership;
+mod restart;
+mod sql;
+mod start;
+mod support;

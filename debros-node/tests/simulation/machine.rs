@@ -1,0 +1,261 @@
+//! A simulated machine: one whole node, unchanged, over the simulated network and a simulated disk,
+//! and the board on which it shows how it is.
+//!
+//! The harness never holds a part of a node: a handle that outlived its machine would keep files open.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use debros_net::simulated::{SimulatedNetwork, multiaddr};
+use debros_net::{Keypair, Lane};
+use debros_node::blocking::Blocking;
+use debros_node::clock::Clock;
+use debros_node::cluster::ReconcileOptions;
+use debros_node::node::{Environment, Node, Settings};
+use debros_node::raft::{RaftOptions, log};
+use debros_proto::v1;
+use tokio::sync::Notify;
+
+use crate::dice::Dice;
+use crate::planted;
+
+/// When the simulated world begins.
+pub(crate) const EPOCH: Duration = Duration::from_secs(1_700_000_000);
+/// The port of every node.
+const PORT: u16 = 4001;
+/// Small segments are rotated, reused and compacted in every run.
+const SEGMENT_BYTES: u64 = 256 << 10;
+/// A small tail makes followers that lag read the log's files.
+const TAIL_BYTES_MAX: usize = 64 << 10;
+
+/// How a node is set up in a scenario.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tuning {
+    /// Nodes whose addresses each node is given.
+    pub(crate) bootstrap_nodes: usize,
+    /// As [`RaftOptions`]: few, so that each run has purges and snapshots.
+    pub(crate) durable_after_entries: u64,
+    /// As [`RaftOptions`].
+    pub(crate) kept_entries: u64,
+    /// How often it shows how it is.
+    pub(crate) show_interval: Duration,
+    /// One step of simulated time.
+    pub(crate) step: Duration,
+    /// Planted bug: entries are acknowledged before they are on disk.
+    pub(crate) acknowledge_before_fsync: bool,
+}
+
+/// What the harness and the machines share.
+#[derive(Clone, Default)]
+pub(crate) struct Board(Rc<RefCell<BoardState>>);
+
+#[derive(Default)]
+struct BoardState {
+    shown: BTreeMap<usize, v1::StatusResponse>,
+    failures: Vec<String>,
+    formed: bool,
+    stops: BTreeMap<usize, Arc<Notify>>,
+}
+
+impl Board {
+    /// How a node was a moment ago, as an operator would see it, if its machine runs.
+    pub(crate) fn shown(&self, node: usize) -> Option<v1::StatusResponse> {
+        self.0.borrow().shown.get(&node).cloned()
+    }
+
+    /// The machine is down.
+    pub(crate) fn clear(&self, node: usize) {
+        let mut state = self.0.borrow_mut();
+        state.shown.remove(&node);
+        state.stops.remove(&node);
+    }
+
+    /// Asks a node to stop as it should.
+    pub(crate) fn ask_to_stop(&self, node: usize) {
+        if let Some(stop) = self.0.borrow().stops.get(&node) {
+            stop.notify_one();
+        }
+    }
+
+    /// What no fault explains.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.0.borrow().failures.clone()
+    }
+
+    /// The cluster exists: from now on no node may begin another, whatever its disk has lost.
+    pub(crate) fn formed(&self) {
+        self.0.borrow_mut().formed = true;
+    }
+
+    /// Notes what no fault explains.
+    pub(crate) fn fail(&self, failure: String) {
+        self.0.borrow_mut().failures.push(failure);
+    }
+
+    /// The node that leads the group with this name, by the highest term.
+    pub(crate) fn leader(&self, group: &str) -> Option<usize> {
+        let state = self.0.borrow();
+        let leading = state.shown.iter().filter_map(|(node, shown)| {
+            let group = shown.groups.iter().find(|status| status.name == group)?;
+            (group.role == "leader").then_some((group.term, *node))
+        });
+        leading.max().map(|(_, node)| node)
+    }
+}
+
+/// Everything a machine's software is made from, each time it starts.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    /// Its number, from 0.
+    pub(crate) number: usize,
+    /// Its disk.
+    pub(crate) folder: PathBuf,
+    /// How its node is set up.
+    pub(crate) tuning: Tuning,
+    /// Where it shows how it is.
+    pub(crate) board: Board,
+    /// How long its disk takes.
+    pub(crate) storage: Storage,
+}
+
+/// How long a machine's disk takes: mostly nothing, sometimes as long as a bad disk.
+#[derive(Clone)]
+pub(crate) struct Storage(Arc<Mutex<StorageState>>);
+
+struct StorageState {
+    dice: Dice,
+    stalled: bool,
+}
+
+/// While a disk is stalled each access takes this long.
+const STALL: Duration = Duration::from_millis(400);
+
+impl Storage {
+    pub(crate) fn new(dice: Dice) -> Self {
+        Self(Arc::new(Mutex::new(StorageState { dice, stalled: false })))
+    }
+
+    /// From now on nothing gets done in good time, or it does again.
+    pub(crate) fn stall(&self, stalled: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).stalled = stalled;
+    }
+
+    fn delay(&self) -> Duration {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.dice.below(200) {
+            _ if state.stalled => STALL,
+            0 => state.dice.milliseconds(10, 80),
+            1..100 => Duration::ZERO,
+            _ => state.dice.milliseconds(1, 3),
+        }
+    }
+}
+
+/// The name of a machine in the simulated network.
+pub(crate) fn name(node: usize) -> String {
+    format!("node-{node}")
+}
+
+/// Where a node is; inside the simulation only.
+pub(crate) fn socket(node: usize) -> SocketAddr {
+    SocketAddr::new(turmoil::lookup(name(node)), PORT)
+}
+
+/// Who a node is, whatever becomes of its disk.
+pub(crate) fn keypair(node: usize) -> Keypair {
+    keypair_of(1, node)
+}
+
+/// Who a client is.
+pub(crate) fn client_keypair(client: usize) -> Keypair {
+    keypair_of(2, client)
+}
+
+fn keypair_of(kind: u8, number: usize) -> Keypair {
+    let mut seed = [kind; 32];
+    seed[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    Keypair::ed25519_from_bytes(seed).expect("any 32 bytes are a key")
+}
+
+impl Machine {
+    /// The software of the machine.
+    pub(crate) async fn run(self) -> turmoil::Result {
+        let stop = Arc::new(Notify::new());
+        self.board.0.borrow_mut().stops.insert(self.number, stop.clone());
+        if let Err(error) = self.run_node(&stop).await {
+            let elapsed = turmoil::sim_elapsed().unwrap_or_default();
+            self.board.fail(format!("node {} ended at {elapsed:?}: {error:#}", self.number));
+        }
+        // A machine whose node has ended does nothing until it is started again.
+        std::future::pending::<()>().await;
+        Ok(())
+    }
+
+    async fn run_node(&self, stop: &Notify) -> Result<(), anyhow::Error> {
+        let at = socket(self.number);
+        let (network, incoming) = SimulatedNetwork::start(keypair(self.number), Some(at), &Lane::ALL).await?;
+        let storage = self.storage.clone();
+        let environment = Environment {
+            network,
+            incoming,
+            blocking: Blocking::Inline(Arc::new(move || storage.delay())),
+            clock: Clock::simulated(EPOCH + turmoil::sim_elapsed().unwrap_or_default()),
+        };
+        let node = Node::start(self.settings(), environment).await?;
+        let failure = tokio::select! {
+            failure = node.failed() => Some(failure),
+            () = stop.notified() => None,
+            () = self.show(&node) => None,
+        };
+        match failure {
+            Some(failure) => Err(failure.into()),
+            None => {
+                node.shutdown().await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn show(&self, node: &Node) {
+        loop {
+            let status = node.cluster_service().node_status();
+            self.board.0.borrow_mut().shown.insert(self.number, status);
+            tokio::time::sleep(self.tuning.show_interval).await;
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let others = (0..self.tuning.bootstrap_nodes).filter(|node| *node != self.number);
+        let log = log::Options {
+            segment_bytes: SEGMENT_BYTES,
+            tail_bytes_max: TAIL_BYTES_MAX,
+            ..planted::log_options(self.tuning.acknowledge_before_fsync)
+        };
+        Settings {
+            data_folder: self.folder.clone(),
+            database_folder: self.folder.join("database"),
+            bootstrap: others.map(|node| multiaddr(socket(node))).collect(),
+            discovery_interval: Duration::from_secs(1),
+            peer_exchange: true,
+            // They go past the storage seam, to tokio's real threads.
+            saved_peers: false,
+            zone: String::new(),
+            replication_factor: 3,
+            may_initialise: self.number == 0 && !self.board.0.borrow().formed,
+            pinned: None,
+            max_database_bytes: 0,
+            raft: RaftOptions {
+                durable_after_entries: self.tuning.durable_after_entries,
+                kept_entries: self.tuning.kept_entries,
+                ..RaftOptions::default()
+            },
+            reconcile: ReconcileOptions::default(),
+            log,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The short run of the test command: every recorded seed, a few more, one seed twice, and thirty
+//! nodes that find each other.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::batch::{self, Batch};
+
+/// How long the clients of the short run work.
+const WORK: Duration = Duration::from_secs(15);
+/// Seeds of the short run.
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
+/// Nodes of the short run.
+const NODES: usize = 30;
+
+type Check = fn() -> Result<(), String>;
+const CHECKS: [(&str, Check); 4] = [
+    ("recorded_seeds_pass", recorded_seeds_pass),
+    ("seeds_pass", seeds_pass),
+    ("a_seed_gives_the_same_history_twice", a_seed_gives_the_same_history_twice),
+    ("thirty_nodes_find_each_other", thirty_nodes_find_each_other),
+];
+
+/// Runs the checks whose names contain the filter that `cargo test` was given.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    if arguments.iter().any(|argument| argument == "--list") {
+        CHECKS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return Ok(());
+    }
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
+    let mut failed = Vec::new();
+    for (name, check) in CHECKS.iter().filter(|(name, _)| asked(name)) {
+        match check() {
+            Ok(()) => println!("test {name} ... ok"),
+            Err(message) => {
+                println!("test {name} ... FAILED\n{message}");
+                failed.push(*name);
+            }
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
+}
+
+fn batch(seeds: Vec<u64>, work: Duration) -> Batch {
+    Batch { seeds, work, planted: None, histories: None }
+}
+
+fn recorded_seeds_pass() -> Result<(), String> {
+    let mut seeds: BTreeMap<Duration, Vec<u64>> = BTreeMap::new();
+    for recorded in batch::corpus()? {
+        seeds.entry(recorded.work).or_default().push(recorded.seed);
+    }
+    seeds.into_iter().try_for_each(|(work, seeds)| batch::all_must_pass(&batch(seeds, work)))
+}
+
+fn seeds_pass() -> Result<(), String> {
+    batch::all_must_pass(&batch(SEEDS.collect(), WORK))
+}
+
+fn a_seed_gives_the_same_history_twice() -> Result<(), String> {
+    let mut lines = Vec::new();
+    batch::run(&batch(vec![*SEEDS.start(); 2], WORK), |ended| {
+        // Everything but the real time it took.
+        lines.push(ended.line.split(" wall ").next().unwrap_or_default().to_owned());
+        true
+    })?;
+    if lines.len() == 2 && lines[0] == lines[1] { Ok(()) } else { Err(lines.join("\n")) }
+}
+
+fn thirty_nodes_find_each_other() -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = std::process::Command::new(program).args(["mesh", "--nodes", &NODES.to_string()]).output();
+    let output = output.map_err(|error| error.to_string())?;
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}

@@ -1,0 +1,160 @@
+//! Scenario `sql`: three nodes, clients with exactly-once sessions, and whatever the seed lets go wrong.
+
+use std::time::Duration;
+
+use crate::checker::judge;
+use crate::clients::{Worker, connect, set_up};
+use crate::convergence::{observe, undecided};
+use crate::dice::Dice;
+use crate::faults::Faults;
+use crate::hooks;
+use crate::machine::{Tuning, name};
+use crate::planted::Bug;
+use crate::report::Report;
+use crate::world::World;
+
+const NODES: usize = 3;
+const CLIENTS: usize = 3;
+const CLIENT_DICE: u64 = 400;
+/// The cluster forms and the tables are made within this.
+const FORMED_WITHIN: Duration = Duration::from_secs(20);
+/// The observer ends within this: longer than it waits for the cluster to be whole.
+const OBSERVED_WITHIN: Duration = Duration::from_secs(90);
+/// Violations that are told; the first is the one to look at.
+const VIOLATIONS_TOLD: usize = 5;
+
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Everything follows from it.
+    pub(crate) seed: u64,
+    /// How long the clients work, in simulated time.
+    pub(crate) work: Duration,
+    /// The bug that was planted.
+    pub(crate) planted: Option<Bug>,
+}
+
+/// Runs one seed on this thread, which must be fresh.
+pub(crate) fn run(options: Options) -> Report {
+    hooks::seed_randomness(options.seed);
+    if let Some(bug) = options.planted {
+        bug.plant();
+    }
+    let tuning = Tuning {
+        bootstrap_nodes: NODES,
+        durable_after_entries: 100,
+        kept_entries: 20,
+        show_interval: Duration::from_millis(25),
+        step: Duration::from_millis(1),
+        acknowledge_before_fsync: options.planted == Some(Bug::AcknowledgeBeforeFsync),
+    };
+    let started = hooks::wall_clock();
+    let mut run =
+        Run { options, world: World::new(options.seed, NODES, tuning), faults: 0, converged: Duration::ZERO };
+    let verdict = run.through();
+    let verdict = verdict
+        .map_err(|violation| vec![violation])
+        .and_then(|violations| if violations.is_empty() { Ok(()) } else { Err(violations) });
+    let operations = run.world.history().operations();
+    Report {
+        seed: options.seed,
+        hash: run.world.history().hash(),
+        operations: operations.len(),
+        acknowledged: operations.iter().filter(|operation| operation.is_done()).count(),
+        faults: run.faults,
+        installs: (0..NODES).map(|node| installs(&run.world, node)).sum(),
+        simulated: run.world.elapsed(),
+        converged: run.converged,
+        wall: hooks::wall_clock() - started,
+        verdict: verdict.map_err(|mut violations| {
+            violations.truncate(VIOLATIONS_TOLD);
+            violations
+        }),
+        history: run.world.history().to_text(),
+    }
+}
+
+struct Run {
+    options: Options,
+    world: World,
+    faults: usize,
+    converged: Duration,
+}
+
+impl Run {
+    /// Gives the violations; an error when the run could not come to its end.
+    fn through(&mut self) -> Result<Vec<String>, String> {
+        self.form()?;
+        let begin = self.world.elapsed();
+        let end = begin + self.options.work;
+        let names = self.start_workers(end);
+        self.work(begin, end, &names)?;
+        let mut everyone: Vec<String> = (0..NODES).map(name).collect();
+        everyone.extend(names);
+        self.world.heal(&everyone);
+        let healed = self.world.elapsed();
+        self.until(OBSERVED_WITHIN)?;
+        let verdict = undecided();
+        let (board, told) = (self.world.board().clone(), verdict.clone());
+        self.world.client("observer", observe(NODES, board, told));
+        self.until(OBSERVED_WITHIN)?;
+        self.converged = self.world.elapsed() - healed;
+        let state =
+            verdict.borrow().clone().map_err(|reason| format!("the cluster is not whole again: {reason}"))?;
+        Ok(judge(&self.world.history().operations(), &state))
+    }
+
+    fn form(&mut self) -> Result<(), String> {
+        self.world.client("founder", async {
+            let client = connect(CLIENTS, NODES).await?;
+            set_up(&client.database()).await;
+            client.close().await;
+            Ok(())
+        });
+        self.until(FORMED_WITHIN)?;
+        self.world.board().formed();
+        Ok(())
+    }
+
+    fn start_workers(&mut self, end: Duration) -> Vec<String> {
+        let mut names = Vec::new();
+        for number in 0..CLIENTS {
+            let dice = Dice::new(self.options.seed, CLIENT_DICE + number as u64);
+            let worker = Worker { number, nodes: NODES, end, dice, history: self.world.history().clone() };
+            names.push(format!("client-{number}"));
+            self.world.client(&names[number], worker.run());
+        }
+        names
+    }
+
+    fn work(&mut self, begin: Duration, end: Duration, clients: &[String]) -> Result<(), String> {
+        let mut faults =
+            Faults::new(self.options.seed, NODES, clients.to_vec(), begin + Duration::from_secs(1));
+        while self.world.elapsed() < end {
+            for action in faults.due(self.world.elapsed(), self.world.board()) {
+                self.world.act(&action);
+            }
+            self.faults = faults.count();
+            self.world.step()?;
+        }
+        Ok(())
+    }
+
+    /// Steps until every client has come to its end.
+    fn until(&mut self, limit: Duration) -> Result<(), String> {
+        let deadline = self.world.elapsed() + limit;
+        while !self.world.step()? {
+            if self.world.elapsed() > deadline {
+                return Err(format!("the clients did not come to their end within {limit:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often a node has installed a snapshot of another.
+fn installs(world: &World, node: usize) -> usize {
+    let folders = std::fs::read_dir(world.folder(node).join("database")).into_iter().flatten().flatten();
+    let current = folders.filter_map(|folder| std::fs::read_to_string(folder.path().join("CURRENT")).ok());
+    current.filter_map(|text| text.trim().parse::<usize>().ok()).map(|generation| generation - 1).sum()
+}
