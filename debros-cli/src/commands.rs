@@ -1,0 +1,177 @@
+//! What each command does: one call of the SDK, one printed result. A new command is a variant in
+//! `arguments`, an arm here, and a shape in `json` and `table`.
+
+use std::io::Write;
+
+use clap::CommandFactory;
+use debros_sdk::{CreateOptions, Database, Error, Health, NetworkInfo, ReadOptions, RemoteDatabase};
+use serde_json::{Value as Json, json};
+
+use crate::arguments::{Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query};
+use crate::connection::{self, Connection};
+use crate::failure::{Exit, Failure};
+use crate::format::Format;
+use crate::{json, parameter, shell, table};
+
+/// Runs the command.
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { global, command } = arguments;
+    if let Command::Completions { shell } = command {
+        return completions(shell);
+    }
+    // Mistakes that need no node are told before one is looked for.
+    let parameters = match &command {
+        Command::Query(query) => Some(parse_parameters(query)?),
+        _ => None,
+    };
+    let connection = connection::establish(&global).await?;
+    let outcome = match command {
+        Command::Health => health(&global, &connection).await,
+        Command::Peers => peers(&global, &connection).await,
+        Command::Status => status(&global, &connection).await,
+        Command::PeerId => {
+            let node = &connection.node;
+            print(global.format, || node.peer_id.clone(), || json::peer_id(node))
+        }
+        Command::Connect { multiaddr } => connect(&global, &connection, &multiaddr).await,
+        Command::Query(query) => {
+            run_query(&global, &connection, &query, parameters.unwrap_or_default()).await
+        }
+        Command::Shell(options) => shell::run(&global, &connection, &options.options).await,
+        Command::Cluster(command) => cluster(&global, &connection, command).await,
+        Command::Database(command) => database(&global, &connection, command).await,
+        Command::Completions { .. } => unreachable!("answered above, without a connection"),
+    };
+    connection.client.close().await;
+    outcome
+}
+
+/// Prints a result in the asked form. A reader that went away ends the output, not the command.
+pub(crate) fn print(
+    format: Format,
+    for_people: impl FnOnce() -> String,
+    for_programs: impl FnOnce() -> Json,
+) -> Result<(), Failure> {
+    let text = match format {
+        Format::Table => for_people(),
+        Format::Json => for_programs().to_string(),
+    };
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Local { message: format!("cannot write the result: {error}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn failed(action: &str) -> impl FnOnce(Error) -> Failure + '_ {
+    move |error| Failure::operation(action, error)
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "debros", &mut script);
+    print(Format::Table, || String::from_utf8_lossy(&script).into_owned(), || Json::Null)
+}
+
+fn parse_parameters(query: &Query) -> Result<debros_sdk::Parameters, Failure> {
+    parameter::parse_all(&query.parameters)
+        .map_err(|bad| Failure::usage(bad.0, "`debros help query` shows how parameters are written"))
+}
+
+/// The database that a command speaks of.
+pub(crate) fn chosen_database(
+    connection: &Connection,
+    options: &DatabaseOptions,
+) -> Result<RemoteDatabase, Failure> {
+    match &options.database {
+        None => Ok(connection.client.database()),
+        Some(name) => connection
+            .client
+            .database_named(name)
+            .map_err(|error| Failure::usage(error.to_string(), "`debros database list` shows the databases")),
+    }
+}
+
+async fn run_query(
+    global: &Global,
+    connection: &Connection,
+    query: &Query,
+    parameters: debros_sdk::Parameters,
+) -> Result<(), Failure> {
+    let database = chosen_database(connection, &query.options)?;
+    let options = ReadOptions::consistency(query.options.consistency.into());
+    let result =
+        database.query_with(&query.sql, parameters, options).await.map_err(failed("run the statement"))?;
+    print(global.format, || table::query(&result), || json::query(&result))
+}
+
+async fn health(global: &Global, connection: &Connection) -> Result<(), Failure> {
+    let status = connection.client.network().health().await.map_err(failed("probe the cluster"))?;
+    print(global.format, || table::health(&status), || json::health(&status))?;
+    if status.status == Health::Unhealthy { Err(Failure::Told(Exit::Unhealthy)) } else { Ok(()) }
+}
+
+async fn peers(global: &Global, connection: &Connection) -> Result<(), Failure> {
+    let peers = connection.client.network().get_peers().await.map_err(failed("list the peers"))?;
+    print(global.format, || table::peers(&peers), || json::peers(&peers))
+}
+
+async fn status(global: &Global, connection: &Connection) -> Result<(), Failure> {
+    let status = connection.client.network().get_status().await.map_err(failed("read the status"))?;
+    print(global.format, || table::status(&status), || json::status(&status))
+}
+
+async fn connect(global: &Global, connection: &Connection, multiaddr: &str) -> Result<(), Failure> {
+    let network = connection.client.network();
+    let peer_id = network.connect_to_peer(multiaddr).await.map_err(failed("connect to that peer"))?;
+    print(
+        global.format,
+        || format!("{} is connected to {peer_id}", connection.node.peer_id),
+        || json!({ "peer_id": peer_id }),
+    )
+}
+
+async fn cluster(global: &Global, connection: &Connection, command: ClusterCommand) -> Result<(), Failure> {
+    let cluster = connection.client.cluster();
+    match command {
+        ClusterCommand::Members => {
+            let members = cluster.members().await.map_err(failed("list the members"))?;
+            print(global.format, || table::members(&members), || json::members(&members))
+        }
+        ClusterCommand::Leave { node_id } => {
+            let epoch = cluster.leave(node_id).await.map_err(failed("let the member leave"))?;
+            let who = node_id.map_or_else(|| "the connected node".to_owned(), |id| format!("node {id}"));
+            print(
+                global.format,
+                || format!("{who} has left as of epoch {epoch}; it can be stopped now"),
+                || json!({"node_id": node_id, "epoch": epoch}),
+            )
+        }
+        ClusterCommand::Init => {
+            let id = cluster.initialise().await.map_err(failed("initialise a cluster"))?;
+            print(global.format, || format!("initialised cluster {id}"), || json!({"cluster_id": id}))
+        }
+    }
+}
+
+async fn database(global: &Global, connection: &Connection, command: DatabaseCommand) -> Result<(), Failure> {
+    let client = &connection.client;
+    match command {
+        DatabaseCommand::Create { name, replication_factor, if_not_exists } => {
+            let options = CreateOptions { replication_factor, if_not_exists };
+            let created =
+                client.create_database(&name, options).await.map_err(failed("create the database"))?;
+            print(global.format, || format!("database {name} is there"), || json::database(&created))
+        }
+        DatabaseCommand::Drop { name, if_exists } => {
+            client.drop_database(&name, if_exists).await.map_err(failed("drop the database"))?;
+            print(global.format, || format!("database {name} is dropped"), || json!({"dropped": name}))
+        }
+        DatabaseCommand::List => {
+            let databases = client.list_databases().await.map_err(failed("list the databases"))?;
+            let list = || json!({"databases": databases.iter().map(json::database).collect::<Vec<_>>()});
+            print(global.format, || table::databases(&databases), list)
+        }
+    }
+}

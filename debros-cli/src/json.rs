@@ -1,0 +1,301 @@
+//! Results as JSON. The shapes are documented in each command's `--help`, and held by golden tests:
+//! fields are only ever added.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use debros_sdk::{
+    ConnectedNode, DatabaseInfo, Error, GroupInfo, HealthStatus, Members, NetworkStatus, PeerInfo,
+    QueryResult, Value,
+};
+use serde_json::{Value as Json, json};
+
+pub(crate) fn error(error: &Error) -> Json {
+    json!({"error": {
+        "kind": error.kind().as_str(),
+        "message": error.to_string(),
+        "retryable": error.is_retryable(),
+        "maybe_applied": error.maybe_applied(),
+        "sqlite_code": error.sqlite_code(),
+    }})
+}
+
+pub(crate) fn plain_error(kind: &str, message: &str) -> Json {
+    json!({"error": {
+        "kind": kind,
+        "message": message,
+        "retryable": false,
+        "maybe_applied": false,
+        "sqlite_code": null,
+    }})
+}
+
+pub(crate) fn query(result: &QueryResult) -> Json {
+    let rows: Vec<Vec<Json>> = result.rows.iter().map(|row| row.iter().map(value).collect()).collect();
+    json!({
+        "columns": result.columns,
+        "types": result.types,
+        "rows": rows,
+        "count": result.count,
+        "rows_affected": result.rows_affected,
+        "last_insert_id": result.last_insert_id,
+    })
+}
+
+fn value(value: &Value) -> Json {
+    match value {
+        Value::Null => Json::Null,
+        Value::Integer(integer) => json!(integer),
+        Value::Real(real) if real.is_finite() => json!(real),
+        Value::Real(real) => json!({"real": if real.is_sign_negative() { "-Infinity" } else { "Infinity" }}),
+        Value::Text(text) => json!(text),
+        Value::Blob(bytes) => json!({"blob": hex(bytes)}),
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn health(status: &HealthStatus) -> Json {
+    let checks: serde_json::Map<String, Json> = status
+        .checks
+        .iter()
+        .map(|(name, check)| {
+            let check = json!({
+                "status": check.status.as_str(),
+                "message": check.message,
+                "took_us": microseconds(check.took),
+            });
+            (name.clone(), check)
+        })
+        .collect();
+    json!({
+        "status": status.status.as_str(),
+        "checks": checks,
+        "last_updated_unix_ms": unix_ms(status.last_updated),
+        "response_time_us": microseconds(status.response_time),
+    })
+}
+
+pub(crate) fn peers(peers: &[PeerInfo]) -> Json {
+    let peers: Vec<Json> = peers
+        .iter()
+        .map(|peer| {
+            json!({
+                "id": peer.id,
+                "node_id": peer.node_id,
+                "addresses": peer.addresses,
+                "connected": peer.connected,
+                "last_seen_unix_ms": peer.last_seen.map(unix_ms),
+                "services": peer.services,
+                "version": peer.version,
+                "zone": peer.zone,
+                "round_trip_us": peer.round_trip.map(microseconds),
+            })
+        })
+        .collect();
+    json!({ "peers": peers })
+}
+
+pub(crate) fn status(status: &NetworkStatus) -> Json {
+    json!({
+        "node_id": status.node_id,
+        "member_id": status.member_id,
+        "cluster_id": status.cluster_id,
+        "version": status.version,
+        "zone": status.zone,
+        "epoch": status.epoch,
+        "connected": status.connected,
+        "peer_count": status.peer_count,
+        "database_size": status.database_size,
+        "uptime_seconds": status.uptime.as_secs(),
+        "listen_addresses": status.listen_addresses,
+        "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
+        "warnings": status.warnings,
+    })
+}
+
+fn group(group: &GroupInfo) -> Json {
+    json!({
+        "group": group.group,
+        "name": group.name,
+        "role": group.role,
+        "leader": group.leader,
+        "term": group.term,
+        "last_log_index": group.last_log_index,
+        "applied_index": group.applied_index,
+        "voters": group.voters,
+        "learners": group.learners,
+    })
+}
+
+pub(crate) fn peer_id(node: &ConnectedNode) -> Json {
+    json!({"peer_id": node.peer_id, "address": node.address})
+}
+
+pub(crate) fn members(members: &Members) -> Json {
+    let list: Vec<Json> = members
+        .members
+        .iter()
+        .map(|member| {
+            json!({
+                "node_id": member.node_id,
+                "peer_id": member.peer_id,
+                "state": member.state.as_str(),
+                "voter": member.voter,
+                "leader": member.leader,
+                "connected": member.connected,
+                "zone": member.zone,
+                "version": member.version,
+                "addresses": member.addresses,
+            })
+        })
+        .collect();
+    json!({"cluster_id": members.cluster_id, "epoch": members.epoch, "members": list})
+}
+
+pub(crate) fn database(database: &DatabaseInfo) -> Json {
+    json!({
+        "name": database.name,
+        "group": database.group,
+        "replicas": database.replicas,
+        "leader": database.leader,
+    })
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use debros_sdk::{
+        ConnectedNode, DatabaseInfo, Health, HealthCheck, HealthStatus, Member, MemberState, Members,
+        NetworkStatus, PeerInfo, QueryResult, Value,
+    };
+
+    fn same(found: &serde_json::Value, golden: &str) {
+        assert_eq!(*found, serde_json::from_str::<serde_json::Value>(golden).unwrap());
+    }
+
+    #[test]
+    fn a_query_result_keeps_its_shape() {
+        let result = QueryResult {
+            columns: vec!["a".into(), "b".into()],
+            types: vec!["integer".into(), String::new()],
+            rows: vec![
+                vec![1.into(), Value::Null],
+                vec![Value::Real(f64::INFINITY), Value::from(&[0u8, 255])],
+                vec![0.5.into(), "x".into()],
+            ],
+            count: 3,
+            rows_affected: 0,
+            last_insert_id: 0,
+        };
+        let golden = concat!(
+            r#"{"columns":["a","b"],"count":3,"last_insert_id":0,"rows":[[1,null],"#,
+            r#"[{"real":"Infinity"},{"blob":"00ff"}],[0.5,"x"]],"rows_affected":0,"types":["integer",""]}"#
+        );
+        same(&super::query(&result), golden);
+    }
+
+    #[test]
+    fn health_keeps_its_shape() {
+        let check = HealthCheck {
+            status: Health::Healthy,
+            message: "answered".into(),
+            took: Duration::from_micros(1500),
+        };
+        let status = HealthStatus {
+            status: Health::Degraded,
+            checks: BTreeMap::from([("database".to_owned(), check)]),
+            last_updated: UNIX_EPOCH + Duration::from_millis(7),
+            response_time: Duration::from_micros(1500),
+        };
+        let golden = concat!(
+            r#"{"checks":{"database":{"message":"answered","status":"healthy","took_us":1500}},"#,
+            r#""last_updated_unix_ms":7,"response_time_us":1500,"status":"degraded"}"#
+        );
+        same(&super::health(&status), golden);
+    }
+
+    #[test]
+    fn peers_and_status_keep_their_shape() {
+        let peer = PeerInfo {
+            id: "12D3".into(),
+            addresses: vec!["/ip4/10.0.0.1/tcp/4001".into()],
+            connected: true,
+            last_seen: Some(UNIX_EPOCH + Duration::from_millis(9)),
+            services: vec!["database".into()],
+            version: "0.1.0".into(),
+            zone: "a".into(),
+            node_id: 2,
+            round_trip: None,
+        };
+        let golden = concat!(
+            r#"{"peers":[{"addresses":["/ip4/10.0.0.1/tcp/4001"],"connected":true,"id":"12D3","#,
+            r#""last_seen_unix_ms":9,"node_id":2,"round_trip_us":null,"services":["database"],"#,
+            r#""version":"0.1.0","zone":"a"}]}"#
+        );
+        same(&super::peers(&[peer]), golden);
+        let status = NetworkStatus {
+            node_id: "12D3".into(),
+            connected: false,
+            peer_count: 0,
+            database_size: 4096,
+            uptime: Duration::from_secs(3),
+            member_id: 1,
+            cluster_id: "00".into(),
+            version: "0.1.0".into(),
+            zone: String::new(),
+            epoch: 5,
+            listen_addresses: vec![],
+            groups: vec![],
+            warnings: vec!["degraded: under-replicated".into()],
+        };
+        let golden = concat!(
+            r#"{"cluster_id":"00","connected":false,"database_size":4096,"epoch":5,"groups":[],"#,
+            r#""listen_addresses":[],"member_id":1,"node_id":"12D3","peer_count":0,"uptime_seconds":3,"#,
+            r#""version":"0.1.0","warnings":["degraded: under-replicated"],"zone":""}"#
+        );
+        same(&super::status(&status), golden);
+    }
+
+    #[test]
+    fn members_databases_and_ids_keep_their_shape() {
+        let member = Member {
+            node_id: 1,
+            peer_id: "12D3".into(),
+            addresses: vec![],
+            zone: String::new(),
+            state: MemberState::Active,
+            voter: true,
+            leader: true,
+            connected: true,
+            version: "0.1.0".into(),
+        };
+        let members = Members { cluster_id: "00".into(), epoch: 4, members: vec![member] };
+        let golden = concat!(
+            r#"{"cluster_id":"00","epoch":4,"members":[{"addresses":[],"connected":true,"leader":true,"#,
+            r#""node_id":1,"peer_id":"12D3","state":"active","version":"0.1.0","voter":true,"zone":""}]}"#
+        );
+        same(&super::members(&members), golden);
+        let database = DatabaseInfo { name: "orders".into(), group: 9, replicas: vec![1, 2, 3], leader: 2 };
+        let golden = r#"{"group":9,"leader":2,"name":"orders","replicas":[1,2,3]}"#;
+        same(&super::database(&database), golden);
+        let node = ConnectedNode { peer_id: "12D3".into(), address: "/ip4/127.0.0.1/tcp/4001".into() };
+        let golden = r#"{"address":"/ip4/127.0.0.1/tcp/4001","peer_id":"12D3"}"#;
+        same(&super::peer_id(&node), golden);
+        let golden = r#"{"error":{"kind":"local","maybe_applied":false,"message":"m","retryable":false,"sqlite_code":null}}"#;
+        same(&super::plain_error("local", "m"), golden);
+    }
+}

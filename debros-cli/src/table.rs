@@ -1,0 +1,232 @@
+//! Results as tables for people. Whatever comes from a database or a peer is made harmless for a
+//! terminal before it is shown.
+
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use debros_sdk::{DatabaseInfo, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, Value};
+
+use crate::json;
+
+/// A blob longer than this is shown by its beginning and its length.
+const BLOB_SHOWN_BYTES: usize = 32;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().map(|cell| harmless(cell)));
+    table
+}
+
+/// Text without control characters, which could move the cursor or hide what is shown.
+fn harmless(text: &str) -> String {
+    let escape =
+        |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+pub(crate) fn query(result: &QueryResult) -> String {
+    if result.columns.is_empty() {
+        let rows = plural(result.rows_affected, "row");
+        return match result.last_insert_id {
+            0 => format!("{rows} affected"),
+            id => format!("{rows} affected, last insert id {id}"),
+        };
+    }
+    let header: Vec<&str> = result.columns.iter().map(String::as_str).collect();
+    let mut shown = table(&header);
+    for row in &result.rows {
+        shown.add_row(row.iter().map(cell));
+    }
+    format!("{shown}\n{}", plural(result.count as u64, "row"))
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".to_owned(),
+        Value::Integer(integer) => integer.to_string(),
+        Value::Real(real) => format!("{real:?}"),
+        Value::Text(text) => harmless(text),
+        Value::Blob(bytes) if bytes.len() > BLOB_SHOWN_BYTES => {
+            format!("x'{}…' ({} bytes)", json::hex(&bytes[..BLOB_SHOWN_BYTES]), bytes.len())
+        }
+        Value::Blob(bytes) => format!("x'{}'", json::hex(bytes)),
+    }
+}
+
+fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+pub(crate) fn health(status: &HealthStatus) -> String {
+    let mut checks = table(&["check", "status", "took", "message"]);
+    for (name, check) in &status.checks {
+        let took = duration(check.took);
+        checks.add_row([harmless(name), check.status.to_string(), took, harmless(&check.message)]);
+    }
+    let response_time = duration(status.response_time);
+    format!("{checks}\n{}; a linearizable read took {response_time}", status.status)
+}
+
+pub(crate) fn peers(peers: &[PeerInfo]) -> String {
+    let mut shown = table(&["peer", "node", "connected", "last seen", "rtt", "zone", "version", "address"]);
+    for peer in peers {
+        shown.add_row([
+            harmless(&peer.id),
+            node_id(peer.node_id),
+            yes_no(peer.connected),
+            peer.last_seen.map_or_else(|| "never".to_owned(), ago),
+            peer.round_trip.map_or_else(String::new, duration),
+            harmless(&peer.zone),
+            harmless(&peer.version),
+            harmless(peer.addresses.first().map_or("", String::as_str)),
+        ]);
+    }
+    format!("{shown}\n{}", plural(peers.len() as u64, "peer"))
+}
+
+pub(crate) fn status(status: &NetworkStatus) -> String {
+    let mut shown = table(&["node", &status.node_id]);
+    let mut add = |name: &str, value: String| {
+        shown.add_row([name.to_owned(), harmless(&value)]);
+    };
+    add("member", node_id(status.member_id));
+    let cluster = if status.cluster_id.is_empty() { "none joined yet" } else { &status.cluster_id };
+    add("cluster", cluster.to_owned());
+    add("version", status.version.clone());
+    add("zone", status.zone.clone());
+    add("epoch", status.epoch.to_string());
+    add("connected peers", status.peer_count.to_string());
+    add("database size", format!("{} bytes", status.database_size));
+    add("uptime", whole_seconds(status.uptime));
+    add("listens on", status.listen_addresses.join("\n"));
+    for warning in &status.warnings {
+        add("warning", warning.clone());
+    }
+    let mut groups =
+        table(&["group", "name", "role", "leader", "term", "last log", "applied", "voters", "learners"]);
+    for group in &status.groups {
+        groups.add_row([
+            group.group.to_string(),
+            harmless(&group.name),
+            harmless(&group.role),
+            node_id(group.leader),
+            group.term.to_string(),
+            group.last_log_index.to_string(),
+            group.applied_index.to_string(),
+            numbers(&group.voters),
+            numbers(&group.learners),
+        ]);
+    }
+    format!("{shown}\n{groups}")
+}
+
+pub(crate) fn members(members: &Members) -> String {
+    let mut shown = table(&["node", "peer", "state", "meta role", "connected", "zone", "version", "address"]);
+    for member in &members.members {
+        let role = match (member.leader, member.voter) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "learner",
+        };
+        shown.add_row([
+            member.node_id.to_string(),
+            harmless(&member.peer_id),
+            member.state.as_str().to_owned(),
+            role.to_owned(),
+            yes_no(member.connected),
+            harmless(&member.zone),
+            harmless(&member.version),
+            harmless(member.addresses.first().map_or("", String::as_str)),
+        ]);
+    }
+    format!("{shown}\ncluster {}, epoch {}", harmless(&members.cluster_id), members.epoch)
+}
+
+pub(crate) fn databases(databases: &[DatabaseInfo]) -> String {
+    let mut shown = table(&["database", "group", "replicas", "leader"]);
+    for database in databases {
+        shown.add_row([
+            harmless(&database.name),
+            database.group.to_string(),
+            numbers(&database.replicas),
+            node_id(database.leader),
+        ]);
+    }
+    format!("{shown}\n{}", plural(databases.len() as u64, "database"))
+}
+
+fn node_id(node_id: u64) -> String {
+    if node_id == 0 { "-".to_owned() } else { node_id.to_string() }
+}
+
+fn numbers(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn yes_no(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
+fn ago(time: SystemTime) -> String {
+    let since = SystemTime::now().duration_since(time).unwrap_or_default();
+    if since.as_secs() == 0 { "now".to_owned() } else { format!("{} ago", whole_seconds(since)) }
+}
+
+/// A duration that is known to the second.
+fn whole_seconds(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => "0 s".to_owned(),
+        seconds => self::duration(Duration::from_secs(seconds)),
+    }
+}
+
+/// A duration in the two units that matter.
+fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{:.1} ms", duration.as_secs_f64() * 1000.0),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use debros_sdk::{QueryResult, Value};
+
+    #[test]
+    fn rows_are_a_table_and_changes_a_sentence() {
+        let result = QueryResult {
+            columns: vec!["id".into(), "name".into()],
+            rows: vec![vec![1.into(), "Ada\u{1b}[2J".into()], vec![Value::Null, Value::from(&[1u8])]],
+            count: 2,
+            ..QueryResult::default()
+        };
+        let golden = "\
+┌──────┬──────────────┐
+│ id   ┆ name         │
+╞══════╪══════════════╡
+│ 1    ┆ Ada\\u{1b}[2J │
+│ NULL ┆ x'01'        │
+└──────┴──────────────┘
+2 rows";
+        let shown = super::query(&result);
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+        assert_eq!(shown, golden);
+        let changed = QueryResult { rows_affected: 1, last_insert_id: 7, ..QueryResult::default() };
+        assert_eq!(super::query(&changed), "1 row affected, last insert id 7");
+    }
+
+    #[test]
+    fn durations_are_told_in_the_units_that_matter() {
+        assert_eq!(super::duration(Duration::from_micros(1234)), "1.2 ms");
+        assert_eq!(super::duration(Duration::from_secs(59)), "59 s");
+        assert_eq!(super::duration(Duration::from_secs(3725)), "1 h 2 min");
+        assert_eq!(super::duration(Duration::from_secs(90_000)), "1 d 1 h");
+    }
+}
