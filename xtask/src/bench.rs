@@ -1,0 +1,159 @@
+//! `cargo xtask bench`: how fast it is, beside others where asked. This module decides what is measured in which order and
+//! gives all benchmarks one command line; [`form`] shows results, [`load`] takes them, and each system is a module.
+//!
+//! Systems are measured in turns within one run, on one disk, so that what the machine does meanwhile meets both.
+
+mod debros;
+mod etcd;
+mod form;
+mod load;
+mod sql;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use async_trait::async_trait;
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::steps::{cargo, run as run_program, step, target_folder};
+use form::Row;
+use load::Session;
+
+/// Clients share so many connections, whatever the system: more would measure connections.
+const CONNECTIONS_MAX: usize = 8;
+
+/// Which benchmark.
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// The SQL database: single inserts, reads, transactions of 100 rows, and the write outage when a leader dies.
+    Sql(sql::SqlOptions),
+}
+
+/// What every benchmark understands.
+#[derive(Args)]
+pub(crate) struct CommonOptions {
+    /// Seconds that each figure is measured for.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    seconds: f64,
+    /// A first impression: few clients, a second a figure.
+    #[arg(long)]
+    quick: bool,
+    /// Write the results to FILE as JSON, one object a line.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure this system too, in turns with ours, and show the ratios.
+    #[arg(long, value_name = "PEER")]
+    against: Option<Peer>,
+    /// How many clients ask at the same time.
+    #[arg(long, value_delimiter = ',', value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    clients: Option<Vec<u16>>,
+}
+
+/// A system that is not ours.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Peer {
+    /// The etcd on the PATH (Debian: etcd-server).
+    Etcd,
+}
+
+impl CommonOptions {
+    fn duration(&self) -> Duration {
+        Duration::from_secs_f64(if self.quick { 1.0 } else { self.seconds })
+    }
+
+    fn clients(&self, usual: &[u16], quick: &[u16]) -> Vec<usize> {
+        let asked = self.clients.as_deref();
+        asked
+            .unwrap_or(if self.quick { quick } else { usual })
+            .iter()
+            .map(|count| usize::from(*count))
+            .collect()
+    }
+
+    /// Shows the results and writes them where they were asked for.
+    fn report(&self, rows: &[Row]) -> Result<()> {
+        let rows = form::with_ratios(rows, debros::NAME);
+        println!("{}", form::table(&rows));
+        match &self.json {
+            Some(path) => form::write_json(path, &rows),
+            None => Ok(()),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("a number of seconds from 0.1 to 3600 is needed".to_owned()),
+    }
+}
+
+/// A running system under measurement.
+#[async_trait]
+pub(crate) trait System: Send {
+    /// As results name it.
+    fn name(&self) -> &'static str;
+    /// The processes whose CPU time counts.
+    fn pids(&self) -> Vec<u32>;
+    /// That many clients, each of which does the work.
+    async fn sessions(&mut self, work: sql::Work, clients: usize) -> Result<Vec<Box<dyn Session>>>;
+    /// A client that keeps writing whatever happens to the leader.
+    async fn steadfast_writer(&mut self) -> Result<Box<dyn Session>>;
+    /// SIGKILL to the process that leads.
+    async fn kill_leader(&mut self) -> Result<()>;
+    /// Starts what was killed and waits until it takes part again.
+    async fn restore(&mut self) -> Result<()>;
+    /// Stops all processes.
+    async fn stop(self: Box<Self>) -> Result<()>;
+}
+
+/// Runs a benchmark. A debug build would measure itself, so it hands over to a release build.
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    if cfg!(debug_assertions) {
+        step("build (release)", || {
+            run_program(cargo(&["build", "--release", "--package", "debros-node", "--package", "xtask"]))
+        })?;
+        let program = target_folder().join("release").join(format!("xtask{}", std::env::consts::EXE_SUFFIX));
+        let mut again = Command::new(program);
+        again.args(std::env::args_os().skip(1));
+        let status = again.status()?;
+        if !status.success() {
+            bail!("the benchmark ended with {status}; what it printed above says why");
+        }
+        return Ok(());
+    }
+    tokio::runtime::Runtime::new()?.block_on(async {
+        match bench {
+            Bench::Sql(options) => sql::run(options).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::Bench;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        bench: Bench,
+    }
+
+    #[test]
+    fn the_command_line_is_checked_before_anything_is_built() {
+        for good in [
+            "sql",
+            "sql --quick --against etcd",
+            "sql --seconds 0.5 --clients 1,8 --works insert,stale_read --json x",
+        ] {
+            assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
+        }
+        for bad in ["sql --seconds 0", "sql --clients 0", "sql --against nobody", "sql --works sorting"] {
+            assert!(Line::try_parse_from(format!("bench {bad}").split(' ')).is_err(), "{bad}");
+        }
+    }
+}

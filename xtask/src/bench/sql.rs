@@ -1,0 +1,159 @@
+//! `bench sql`: what an application asks of a database, and how long writes are away when the leader is killed. Decides
+//! the works and their order; knows systems only through [`System`].
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use super::form::Row;
+use super::load::{Measurement, drive};
+use super::{CommonOptions, Peer, System, debros, etcd};
+use crate::outage;
+
+const BENCH: &str = "sql";
+const CLIENTS: &[u16] = &[1, 8, 64, 256];
+const CLIENTS_QUICK: &[u16] = &[1, 64];
+/// Each figure is the sum of so many turns, in which the systems alternate.
+const TURNS: u32 = 2;
+/// Outages differ from one to the next: an election's timeout is random.
+const KILLS: usize = 7;
+const KILLS_QUICK: usize = 2;
+/// The bytes of a row, and of a value for a peer without rows.
+pub(super) const VALUE_BYTES: usize = 32;
+/// Rows, or keys, that reads choose from.
+pub(super) const READ_ROWS: u32 = 1000;
+/// Rows of one transaction.
+pub(super) const TRANSACTION_ROWS: usize = 100;
+
+/// Options of `bench sql`.
+#[derive(Args)]
+pub(crate) struct SqlOptions {
+    #[command(flatten)]
+    common: CommonOptions,
+    /// What the clients do.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WORK,..")]
+    works: Option<Vec<Work>>,
+}
+
+/// What a client does over and over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Work {
+    /// One row of 32 bytes; acknowledged when a quorum has it on disk.
+    Insert,
+    /// One row by its key, as of now.
+    LinearizableRead,
+    /// One row by its key, as the asked node knows it.
+    StaleRead,
+    /// A transaction of 100 rows of 32 bytes.
+    #[value(name = "insert_tx100")]
+    InsertTx100,
+    /// One insert after the other while the leader is killed; p50 is the median outage, p99 the longest.
+    Outage,
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::LinearizableRead => "linearizable_read",
+            Self::StaleRead => "stale_read",
+            Self::InsertTx100 => "insert_tx100",
+            Self::Outage => "outage",
+        }
+    }
+}
+
+/// Measures and reports.
+pub(super) async fn run(options: &SqlOptions) -> Result<()> {
+    let common = &options.common;
+    let mut systems: Vec<Box<dyn System>> = vec![Box::new(debros::start().await?)];
+    match common.against {
+        Some(Peer::Etcd) => match etcd::program() {
+            Some(program) => systems.push(Box::new(etcd::start(&program).await?)),
+            None => eprintln!("etcd: skipped, because there is no etcd on the PATH (Debian: etcd-server)"),
+        },
+        None => {}
+    }
+    let works = options.works.clone().unwrap_or_else(|| Work::value_variants().to_vec());
+    let mut rows = Vec::new();
+    for work in works.iter().copied().filter(|work| *work != Work::Outage) {
+        for clients in common.clients(CLIENTS, CLIENTS_QUICK) {
+            rows.extend(in_turns(&mut systems, work, clients, common.duration()).await?);
+        }
+    }
+    if works.contains(&Work::Outage) {
+        let kills = if common.quick { KILLS_QUICK } else { KILLS };
+        for system in &mut systems {
+            rows.push(outages(system.as_mut(), kills).await?);
+        }
+    }
+    for system in systems {
+        system.stop().await?;
+    }
+    common.report(&rows)
+}
+
+/// The same work on every system, alternately.
+async fn in_turns(
+    systems: &mut [Box<dyn System>],
+    work: Work,
+    clients: usize,
+    duration: Duration,
+) -> Result<Vec<Row>> {
+    let mut sums = systems.iter().map(|_| Measurement::empty()).collect::<Result<Vec<_>>>()?;
+    for turn in 1..=TURNS {
+        for (system, sum) in systems.iter_mut().zip(&mut sums) {
+            let name = system.name();
+            eprintln!("{}, {clients} clients, turn {turn} of {TURNS}: {name}", work.name());
+            let sessions = system.sessions(work, clients).await?;
+            let measured = drive(sessions, duration / TURNS, &system.pids()).await;
+            sum.add(
+                &measured
+                    .with_context(|| format!("{} with {clients} clients on {name} failed", work.name()))?,
+            )?;
+        }
+    }
+    Ok(systems.iter().zip(&sums).map(|(system, sum)| row(work, system.name(), clients, sum)).collect())
+}
+
+fn row(work: Work, system: &str, clients: usize, measured: &Measurement) -> Row {
+    Row {
+        bench: BENCH,
+        work: work.name(),
+        system: system.to_owned(),
+        clients,
+        ops_per_s: Some(measured.ops_per_s()),
+        p50_us: Some(measured.latency_us(0.5)),
+        p99_us: Some(measured.latency_us(0.99)),
+        cpu_us_per_op: Some(measured.cpu_us_per_op()),
+    }
+}
+
+async fn outages(system: &mut dyn System, kills: usize) -> Result<Row> {
+    let mut outages = Vec::new();
+    for kill in 1..=kills {
+        let mut writer = system.steadfast_writer().await?;
+        let outage = outage::measure(async || writer.once().await, system.kill_leader()).await?.longest;
+        eprintln!(
+            "outage, kill {kill} of {kills}: {} was away for {:.0} ms",
+            system.name(),
+            outage.as_secs_f64() * 1e3
+        );
+        outages.push(outage);
+        system.restore().await?;
+    }
+    outages.sort();
+    let us = |outage: Option<&Duration>| outage.map(|outage| outage.as_secs_f64() * 1e6);
+    Ok(Row {
+        bench: BENCH,
+        work: Work::Outage.name(),
+        system: system.name().to_owned(),
+        clients: 1,
+        ops_per_s: None,
+        p50_us: us(outages.get(outages.len() / 2)),
+        p99_us: us(outages.last()),
+        cpu_us_per_op: None,
+    })
+}

@@ -1,0 +1,118 @@
+//! Clients that write one numbered row after the other, and the books of what became of each: it was
+//! acknowledged, or its outcome is unknown, or it certainly failed and was written again.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use debros_sdk::{Client, Database, params};
+use tokio::task::JoinHandle;
+
+/// No key: a write that were applied twice would show.
+pub(super) const TABLE: &str = "CREATE TABLE written (writer INTEGER NOT NULL, number INTEGER NOT NULL)";
+const INSERT: &str = "INSERT INTO written (writer, number) VALUES (?, ?)";
+/// As many as keep a dev build on two cores busy.
+const WRITERS: i64 = 4;
+
+/// A row: who wrote it, and its number.
+pub(super) type Row = (i64, i64);
+
+/// What became of the writes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) acknowledged: BTreeSet<Row>,
+    pub(super) unknown: BTreeSet<Row>,
+}
+
+/// The books of all writers.
+#[derive(Default)]
+pub(super) struct Books {
+    ledger: Mutex<Ledger>,
+    pauses: Mutex<Pauses>,
+    count: AtomicU64,
+}
+
+#[derive(Default)]
+struct Pauses {
+    last: Option<Instant>,
+    longest: Duration,
+}
+
+impl Books {
+    /// How many writes are acknowledged.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Forgets the pauses so far.
+    pub(super) fn begin_round(&self) {
+        locked(&self.pauses).longest = Duration::ZERO;
+    }
+
+    /// The longest time between two acknowledgements, of whichever writers, in this round.
+    pub(super) fn longest_pause(&self) -> Duration {
+        locked(&self.pauses).longest
+    }
+
+    /// The books as they are.
+    pub(super) fn ledger(&self) -> Ledger {
+        locked(&self.ledger).clone()
+    }
+
+    fn acknowledge(&self, row: Row) {
+        locked(&self.ledger).acknowledged.insert(row);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let (now, mut pauses) = (Instant::now(), locked(&self.pauses));
+        let pause = pauses.last.map_or(Duration::ZERO, |last| now - last);
+        pauses.longest = pauses.longest.max(pause);
+        pauses.last = Some(now);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writers under way.
+pub(super) struct Load {
+    stop: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Load {
+    /// Starts the writers.
+    pub(super) fn start(client: &Client, books: &Arc<Books>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = |writer| tokio::spawn(write(writer, client.clone(), books.clone(), stop.clone()));
+        Self { writers: (0..WRITERS).map(writer).collect(), stop }
+    }
+
+    /// Lets every writer finish its write.
+    pub(super) async fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.await.context("a writer panicked")??;
+        }
+        Ok(())
+    }
+}
+
+async fn write(writer: i64, client: Client, books: Arc<Books>, stop: Arc<AtomicBool>) -> Result<()> {
+    let database = client.database();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match database.execute(INSERT, params![writer, number]).await {
+            Ok(_) => books.acknowledge((writer, number)),
+            Err(error) if error.maybe_applied() => {
+                locked(&books.ledger).unknown.insert((writer, number));
+            }
+            // It changed nothing: the same row again.
+            Err(error) if error.is_retryable() => continue,
+            Err(error) => return Err(error).context("a write failed that no retry can mend"),
+        }
+        number += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask gen`: files that are made from code and committed, so that people can read them without
+//! building. `--check` compares instead of writing; CI runs that. Each file is one function from code to text.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use debros_config::{Effect, KEYS, KeyDoc};
+
+use crate::steps;
+
+struct Generated {
+    path: &'static str,
+    text: fn() -> String,
+}
+
+const GENERATED: &[Generated] = &[Generated { path: "docs/configuration.md", text: configuration_document }];
+
+/// Writes the generated files, or with `check` only compares them.
+pub(crate) fn run(check: bool) -> Result<()> {
+    let stale = stale(&steps::workspace_root())?;
+    if stale.is_empty() {
+        println!("gen: {} generated files are as they should be", GENERATED.len());
+        return Ok(());
+    }
+    if check {
+        let names = stale.iter().map(|file| file.path).collect::<Vec<_>>().join(", ");
+        bail!("not what the code says: {names}. Run `cargo xtask gen` and commit what it writes");
+    }
+    for file in stale {
+        let path = steps::workspace_root().join(file.path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&path, (file.text)()).with_context(|| format!("cannot write {}", file.path))?;
+        println!("gen: wrote {}", file.path);
+    }
+    Ok(())
+}
+
+/// The files that are missing or differ from what the code says.
+fn stale(root: &Path) -> Result<Vec<&'static Generated>> {
+    let mut stale = Vec::new();
+    for file in GENERATED {
+        match fs::read_to_string(root.join(file.path)) {
+            Ok(text) if text == (file.text)() => {}
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot read {}", file.path));
+            }
+            Ok(_) | Err(_) => stale.push(file),
+        }
+    }
+    Ok(stale)
+}
+
+const CONFIGURATION_HEAD: &str = "\
+# Configuration of a node
+
+<!-- Written by `cargo xtask gen` from debros-config; edit the descriptions there. -->
+
+`debros-node --config FILE` reads one YAML file; every key may be left out. The environment overrides the
+file: `DEBROS_<SECTION>__<KEY>`, lists separated by commas, and `LOG_LEVEL` for `logging.level`.
+`debros-node config validate --config FILE` checks a file and names keys that have no effect yet;
+`debros-node config print` shows every key with the value in force. An unknown key is an error.
+";
+
+fn configuration_document() -> String {
+    let mut text = CONFIGURATION_HEAD.to_owned();
+    let mut section = "";
+    for key in KEYS {
+        if key.section() != section {
+            section = key.section();
+            let _ = write!(
+                text,
+                "\n## {section}\n\n| key | value | default | what it does |\n|---|---|---|---|\n"
+            );
+        }
+        let _ = writeln!(text, "{}", configuration_row(key));
+    }
+    text
+}
+
+fn configuration_row(key: &KeyDoc) -> String {
+    let expected = if key.kind.is_list() {
+        format!("a list; each item {}", key.kind.expected())
+    } else {
+        key.kind.expected()
+    };
+    let default = if key.default.is_empty() {
+        "none".to_owned()
+    } else {
+        key.default.split(',').map(|item| format!("`{item}`")).collect::<Vec<_>>().join(" ")
+    };
+    let effect = match key.effect {
+        Effect::InEffect => String::new(),
+        Effect::NotYet(reason) => format!(" **Not in effect yet:** {reason}."),
+        Effect::Replaced(by) => format!(" **Replaced:** {by}."),
+    };
+    format!("| `{}` | {expected} | {default} | {}{effect} |", key.name(), key.description)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use debros_config::KEYS;
+
+    use super::{GENERATED, configuration_document, stale};
+
+    #[test]
+    fn every_key_has_its_row() {
+        let text = configuration_document();
+        let rows = text.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, KEYS.len());
+        assert!(text.contains("## discovery"), "{text}");
+        assert!(text.lines().all(|line| line.matches('|').count() <= 5), "a value breaks the table:\n{text}");
+    }
+
+    #[test]
+    fn a_file_is_stale_when_it_is_missing_or_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(stale(folder.path()).unwrap().len(), GENERATED.len());
+        for file in GENERATED {
+            let path = folder.path().join(file.path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, (file.text)()).unwrap();
+        }
+        assert_eq!(stale(folder.path()).unwrap().len(), 0);
+        fs::write(folder.path().join(GENERATED[0].path), "changed").unwrap();
+        assert_eq!(stale(folder.path()).unwrap().len(), 1);
+    }
+}

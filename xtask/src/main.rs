@@ -1,0 +1,74 @@
+//! `cargo xtask`: the commands of this project, one module each. It decides nothing itself; it
+//! parses the command line and hands over.
+
+mod bench;
+mod ci;
+mod cluster;
+mod crash;
+mod generate;
+mod membership;
+mod outage;
+mod rqlite_client;
+mod server;
+mod sim;
+mod steps;
+mod tidy;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The commands of this project.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster of three processes and show what it does, a killed leader included.
+    Up(up::UpOptions),
+    /// Kill a random node again and again under write load, and check that nothing acknowledged is lost.
+    Crash(crash::CrashOptions),
+    /// Everything CI runs: fmt, tidy, gen --check, clippy, docs, test.
+    Ci,
+    /// All tests, with their own set-up: an rqlite client that is not ours, the demonstration, then cargo's.
+    Test,
+    /// Check what the compiler cannot: crate edges, library doors, house rules, links.
+    Tidy,
+    /// Write the generated files.
+    Gen {
+        /// Change nothing; fail when a generated file is not what it should be.
+        #[arg(long)]
+        check: bool,
+    },
+    /// How fast it is: a table, and JSON where asked.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Whole nodes in simulated time, under faults drawn from a seed.
+    #[command(subcommand)]
+    Sim(sim::Simulation),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Up(options) => up::run(&options),
+        Command::Crash(options) => crash::run(&options),
+        Command::Ci => ci::ci(),
+        Command::Test => ci::test(),
+        Command::Tidy => tidy::run(),
+        Command::Gen { check } => generate::run(check),
+        Command::Bench(bench) => bench::run(&bench),
+        Command::Sim(simulation) => sim::simulate(&simulation),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
