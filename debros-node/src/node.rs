@@ -436,9 +436,12 @@ impl Core {
         told: watch::Sender<Option<Arc<EnterError>>>,
     ) {
         let peers = move || {
-            let statuses = discovery.statuses();
-            let nodes = statuses.into_iter().filter(|(_, heard)| !heard.status.client);
-            nodes.filter(|(_, heard)| !heard.status.cluster_id.is_empty()).map(|(peer, _)| peer).collect()
+            let statuses = discovery.statuses().into_iter();
+            let mut nodes: Vec<_> = statuses.filter(|(_, heard)| !heard.status.client).collect();
+            // Known members first. The others are asked too: a status is as old as the last exchange, and
+            // a node that has just become a member would be passed by for an interval.
+            nodes.sort_by_key(|(_, heard)| heard.status.cluster_id.is_empty());
+            nodes.into_iter().map(|(peer, _)| peer).collect()
         };
         let entered = tokio::select! {
             () = self.stop.cancelled() => return,
