@@ -34,8 +34,6 @@ pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
 /// Requests of one database waiting for its leader; past it the answer is `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 4096;
-/// Requests under way on one node; past it the answer is `BUSY`.
-pub const CONCURRENT_REQUESTS_MAX: usize = 8192;
 /// Databases of one namespace.
 pub const DATABASES_PER_NAMESPACE_MAX: usize = 1000;
 /// Replicas of one database: more slow every write and add no safety worth having.

@@ -464,14 +464,6 @@ impl Group {
         asked.map_err(|error| self.membership_error(error))
     }
 
-    /// Makes the engine durable and purges the log up to there, less what is kept for followers.
-    ///
-    /// # Errors
-    /// When the replica has stopped.
-    pub async fn checkpoint(&self) -> Result<(), MembershipError> {
-        self.inner.raft.trigger().snapshot().await.map_err(|error| self.membership_error(error))
-    }
-
     /// Stops the replica; the log keeps what it has.
     pub(super) async fn shutdown(&self) {
         self.inner.closed.cancel();

@@ -71,7 +71,7 @@ pub struct SqlEngines {
 impl SqlEngines {
     /// Engines whose work goes through this seam.
     pub fn new(blocking: Blocking) -> Self {
-        Self { options: Options::default(), blocking }
+        Self { options: options(), blocking }
     }
 
     /// Opens the database in a folder, or makes a new one.
@@ -89,6 +89,24 @@ impl SqlEngines {
         });
         let reading = Semaphore::new(READERS);
         Ok(Arc::new(SqlEngine { jobs, readers, reading, blocking: self.blocking.clone(), size }))
+    }
+}
+
+/// The platform's limits, where they decide what a write gives; equal on every node of a version.
+fn options() -> Options {
+    let milliseconds = |duration: Duration| duration.as_millis() as u64;
+    Options {
+        value_bytes_max: limits::VALUE_BYTES_MAX,
+        statement_bytes_max: limits::STATEMENT_BYTES_MAX,
+        parameters_max: limits::PARAMETERS_MAX,
+        result_rows_max: limits::RESULT_ROWS_MAX,
+        result_bytes_max: limits::RESPONSE_BYTES_MAX,
+        log_time_step_max_ms: milliseconds(limits::LOG_TIME_STEP_MAX),
+        sessions_max: limits::SESSIONS_MAX,
+        session_results_max: limits::SESSION_RESULTS_MAX as u64,
+        session_result_bytes_max: limits::SESSION_RESULT_BYTES_MAX,
+        session_lifetime_max_ms: milliseconds(limits::SESSION_LIFETIME),
+        ..Options::default()
     }
 }
 
