@@ -69,6 +69,7 @@ impl<'a> Attempt<'a> {
         let writer = self.writer;
         writer.state.applied_index = batch.applied_index;
         writer.state_writer.write(&writer.connection, &writer.state, batch.bookkeeping)?;
+        writer.growth.settle(&writer.connection);
         writer.control.commit(&writer.connection)?;
         Ok(applied)
     }
@@ -135,11 +136,8 @@ impl<'a> Attempt<'a> {
     }
 
     fn is_over_limit(&mut self) -> Result<bool, Fault> {
-        let writer = &mut *self.writer;
-        match writer.state.max_bytes {
-            0 => Ok(false),
-            max => Ok(writer.control.page_count(&writer.connection)? * PAGE_BYTES > max),
-        }
+        let max = self.writer.state.max_bytes;
+        Ok(self.pages_near_limit()?.is_some_and(|pages| pages * PAGE_BYTES > max))
     }
 
     fn execute(
@@ -243,7 +241,7 @@ impl<'a> Attempt<'a> {
             _ => 1,
         };
         let manner = Manner { return_rows: write.return_rows, patience };
-        let pages_before = self.pages_if_limited()?;
+        let pages_before = self.pages_near_limit()?;
         let writer = &mut *self.writer;
         let statement = &write.statements[position.1];
         let ran = run_write(&mut writer.connection, statement, manner, progress, &writer.options);
@@ -291,25 +289,28 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    fn pages_if_limited(&mut self) -> Result<u64, Fault> {
-        match self.writer.state.max_bytes {
-            0 => Ok(0),
-            _ => self.writer.control.page_count(&self.writer.connection),
+    /// Pages of the file; `None` while it is certainly within its limit.
+    fn pages_near_limit(&mut self) -> Result<Option<u64>, Fault> {
+        let writer = &mut *self.writer;
+        let max = writer.state.max_bytes;
+        if max == 0 || writer.growth.pages_at_most(&writer.connection).saturating_mul(PAGE_BYTES) <= max {
+            return Ok(None);
         }
+        let pages = writer.control.page_count(&writer.connection)?;
+        writer.growth.counted(&writer.connection, pages);
+        Ok(Some(pages))
     }
 
     /// The outcome, unless the statement made the file grow beyond the database's limit.
     fn within_limit(
         &mut self,
-        pages_before: u64,
+        pages_before: Option<u64>,
         outcome: StatementOutcome,
     ) -> Result<StatementOutcome, Fault> {
         let max = self.writer.state.max_bytes;
-        if max == 0 {
-            return Ok(outcome);
-        }
-        let pages = self.writer.control.page_count(&self.writer.connection)?;
-        if pages > pages_before && pages * PAGE_BYTES > max {
+        let Some(pages) = self.pages_near_limit()? else { return Ok(outcome) };
+        let grew = pages_before.is_none_or(|before| pages > before);
+        if grew && pages * PAGE_BYTES > max {
             return Ok(StatementOutcome::Error(SqlError::ours(
                 ErrorClass::LimitExceeded,
                 format!("the database has reached its limit of {max} bytes; delete rows or raise the limit"),

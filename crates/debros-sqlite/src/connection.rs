@@ -145,18 +145,28 @@ impl Connection {
 
     /// Whether foreign keys are violated in a way that only COMMIT would tell.
     pub(crate) fn has_deferred_violations(&self) -> bool {
+        self.status(ffi::SQLITE_DBSTATUS_DEFERRED_FKS) != 0
+    }
+
+    /// Bytes of all pages in the page cache, those of temporary tables included.
+    pub(crate) fn cached_bytes(&self) -> u64 {
+        u64::from(self.status(ffi::SQLITE_DBSTATUS_CACHE_USED))
+    }
+
+    /// Pages that were written before their transaction's end, for want of room in the page cache;
+    /// starts again at zero after 2^31.
+    pub(crate) fn spilled_pages(&self) -> u32 {
+        self.status(ffi::SQLITE_DBSTATUS_CACHE_SPILL)
+    }
+
+    fn status(&self, which: std::ffi::c_int) -> u32 {
         let (mut current, mut highest) = (0, 0);
         // SAFETY: the handle and the out pointers are valid.
         unsafe {
-            ffi::sqlite3_db_status(
-                self.handle().as_ptr(),
-                ffi::SQLITE_DBSTATUS_DEFERRED_FKS,
-                &mut current,
-                &mut highest,
-                0,
-            );
+            ffi::sqlite3_db_status(self.handle().as_ptr(), which, &mut current, &mut highest, 0);
         }
-        current != 0
+        // SQLite cuts these numbers to 31 bits.
+        current.cast_unsigned()
     }
 
     /// Runs SQL of ours that gives no rows we need.

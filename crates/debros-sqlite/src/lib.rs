@@ -44,6 +44,7 @@ mod environment;
 mod error;
 mod execute;
 mod generations;
+mod growth;
 mod log_time;
 mod options;
 mod prepared;

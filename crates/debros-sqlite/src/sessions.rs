@@ -15,6 +15,9 @@ use crate::{Fault, Options, SessionWrite, Value};
 const DURING: &str = "keeping write sessions";
 /// A session's expiry moves only when it gains this much, so that most writes need not touch it.
 const RENEWAL_STEP_MS: u64 = 60_000;
+/// Results are forgotten by so many at a time, so that most writes need not touch the session. It decides
+/// what a retry gives, so it is the same on every replica.
+const FORGET_STEP: u64 = 16;
 
 /// Whether a session's write may be executed.
 #[derive(Debug, PartialEq, Eq)]
@@ -163,18 +166,17 @@ impl Sessions {
         connection.run_internal(DURING, &mut self.keep, &values, |_| ())?;
         // A sequence is not forgotten by its own write, whatever the client says it acknowledged.
         let acknowledged = write.acknowledged.min(write.sequence).saturating_sub(1);
-        let forgotten = standing
-            .forgotten
-            .max(acknowledged)
-            .max(write.sequence.saturating_sub(options.session_results_max));
+        let dispensable = acknowledged.max(write.sequence.saturating_sub(options.session_results_max));
+        let forgets = dispensable >= standing.forgotten.saturating_add(FORGET_STEP);
+        let forgotten = if forgets { dispensable } else { standing.forgotten };
         let expires_ms = now_ms.saturating_add(standing.lifetime_ms);
         let renews =
             expires_ms >= standing.expires_ms.saturating_add(RENEWAL_STEP_MS.min(standing.lifetime_ms / 16));
-        if forgotten > standing.forgotten || renews {
+        if forgets || renews {
             let values = [integer(write.session), integer(expires_ms), integer(forgotten)];
             connection.run_internal(DURING, &mut self.renew, &values, |_| ())?;
         }
-        if forgotten > standing.forgotten {
+        if forgets {
             let values = [integer(write.session), integer(forgotten)];
             connection.run_internal(DURING, &mut self.forget, &values, |_| ())?;
         }

@@ -14,6 +14,7 @@ use crate::batch::{Attempt, Losses, Stop};
 use crate::connection::{Connection, Place};
 use crate::control::Control;
 use crate::execute::run_read;
+use crate::growth::Growth;
 use crate::prepared::StatementCache;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
@@ -40,6 +41,7 @@ pub struct Writer {
     pub(crate) connection: Connection,
     pub(crate) options: Options,
     pub(crate) state: State,
+    pub(crate) growth: Growth,
     /// There may be virtual tables, which hold writes back until they are told.
     pub(crate) virtual_tables: bool,
     bookkeeping: Vec<u8>,
@@ -95,6 +97,7 @@ impl Writer {
             connection,
             options,
             state,
+            growth: Growth::unknown(),
             virtual_tables,
             bookkeeping,
             in_file,
@@ -165,6 +168,7 @@ impl Writer {
         self.connection.cache.clear();
         self.state_writer.forget();
         self.state = before;
+        self.growth = Growth::unknown();
         if !self.connection.is_autocommit() {
             self.control.rollback(&self.connection)?;
         }

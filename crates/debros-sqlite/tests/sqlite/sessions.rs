@@ -52,18 +52,18 @@ fn acknowledged_results_are_forgotten_and_never_executed_again() {
     let mut replica = Replica::in_memory();
     replica.must(&["CREATE TABLE t (a)"]);
     let session = open(&mut replica);
-    for sequence in 1..=3 {
+    for sequence in 1..=17 {
         replica.run(in_session(insert(), session, sequence, sequence));
     }
-    assert_eq!(replica.run(in_session(insert(), session, 2, 0)), EntryOutcome::ResultForgotten);
-    assert!(matches!(replica.run(in_session(insert(), session, 3, 0)), EntryOutcome::Repeated(Some(_))));
-    assert_eq!(replica.integer("SELECT count(*) FROM t"), 3);
+    assert_eq!(replica.run(in_session(insert(), session, 16, 0)), EntryOutcome::ResultForgotten);
+    assert!(matches!(replica.run(in_session(insert(), session, 17, 0)), EntryOutcome::Repeated(Some(_))));
+    assert_eq!(replica.integer("SELECT count(*) FROM t"), 17);
     // A client that never acknowledges is bounded.
-    for sequence in 4..=300 {
+    for sequence in 18..=304 {
         replica.run(in_session(insert(), session, sequence, 0));
     }
-    assert_eq!(replica.run(in_session(insert(), session, 44, 0)), EntryOutcome::ResultForgotten);
-    assert!(matches!(replica.run(in_session(insert(), session, 45, 0)), EntryOutcome::Repeated(Some(_))));
+    assert_eq!(replica.run(in_session(insert(), session, 48, 0)), EntryOutcome::ResultForgotten);
+    assert!(matches!(replica.run(in_session(insert(), session, 49, 0)), EntryOutcome::Repeated(Some(_))));
 }
 
 #[test]
