@@ -5,12 +5,13 @@
 //!
 //! Invariants: the queue of each lane is bounded and its own, so one lane that is not served never
 //! holds up another; whoever fills the queue reserves a place before the other side is told that its
-//! stream was accepted. Small writes are coalesced: nothing is sure to leave before a flush.
+//! stream was accepted. Small writes are coalesced: nothing is sure to leave before a flush, and a flush
+//! lets everything else that is ready write first.
 
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 use libp2p::PeerId;
@@ -46,13 +47,26 @@ pub struct PeerIdentity {
 pub struct ByteStream {
     identity: PeerIdentity,
     carrier: BufWriter<Box<dyn Carrier>>,
+    flush: Flush,
+}
+
+/// Where a flush stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    /// None was asked for since the last one.
+    Idle,
+    /// It comes behind whatever the reactor has ready: a request's head and body leave together, and so
+    /// do answers to requests that came together. A packet costs more than anything in it.
+    Yielded,
+    /// Under way.
+    Begun,
 }
 
 impl ByteStream {
     /// Wraps what carries the bytes. The caller vouches for `peer`.
     pub fn new(peer: PeerId, lane: Lane, carrier: impl Carrier) -> Self {
         let carrier = BufWriter::with_capacity(WRITE_BUFFER_BYTES, Box::new(carrier) as Box<dyn Carrier>);
-        Self { identity: PeerIdentity { peer, lane }, carrier }
+        Self { identity: PeerIdentity { peer, lane }, carrier, flush: Flush::Idle }
     }
 
     /// Who is on the other side.
@@ -87,7 +101,15 @@ impl AsyncWrite for ByteStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.carrier).poll_flush(context)
+        if self.flush == Flush::Idle && !self.carrier.buffer().is_empty() {
+            self.flush = Flush::Yielded;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.flush = Flush::Begun;
+        let flushed = ready!(Pin::new(&mut self.carrier).poll_flush(context));
+        self.flush = Flush::Idle;
+        Poll::Ready(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
