@@ -1,5 +1,6 @@
 //! The command line of `debros-node`.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -114,8 +115,15 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The Raft log and every database have a thread of their own, so the reactor leaves them a core: with one
+/// more, a small machine spends its time on waking threads.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the async runtime cannot start")
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        builder.worker_threads((cores - 1).max(1));
+    }
+    builder.enable_all().build().context("the async runtime cannot start")
 }
 
 fn load(file: &Option<PathBuf>) -> anyhow::Result<Loaded> {

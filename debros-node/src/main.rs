@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use debros_node::command::{Arguments, run};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Several libraries bring a provider each; TLS uses this one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
