@@ -10,6 +10,7 @@
 
 mod alignment;
 pub mod codec;
+mod commit_pace;
 mod engine;
 mod group;
 mod groups;

@@ -103,6 +103,12 @@ impl Link {
             .unwrap_or_default()
     }
 
+    fn forget(&self, session: u64) {
+        if let Some(live) = self.live.lock().expect("not poisoned").as_mut() {
+            live.sessions.remove(&session);
+        }
+    }
+
     fn close(&self, session: u64) {
         let mut live = self.live.lock().expect("not poisoned");
         let Some(live) = live.as_mut() else { return };
@@ -170,6 +176,18 @@ pub(super) struct Session {
 pub(super) struct StreamBroke;
 
 impl Session {
+    /// Sends one frame and gives its reply.
+    pub(super) async fn ask(mut self, mut frame: v1::AppendFrame) -> Result<v1::AppendReply, StreamBroke> {
+        frame.session = self.id;
+        frame.single = true;
+        frame.closed_sessions = self.link.take_closed();
+        self.outbox.send(frame).await.map_err(|_| StreamBroke)?;
+        let reply = self.replies.recv().await.ok_or(StreamBroke)?;
+        // The peer has ended the session with its reply.
+        self.link.forget(self.id);
+        Ok(reply)
+    }
+
     /// Sends what `frames` gives and yields the replies, until `frames` ends and all is answered.
     pub(super) fn run(
         self,

@@ -11,7 +11,7 @@ use debros_net::{Lane, PeerId};
 use debros_proto::{GroupId, limits, v1};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::codec;
+use super::commit_pace::pace_commits;
 use super::link::Links;
 use super::position::Position;
 use super::snapshot::{SnapshotData, SnapshotReader};
@@ -138,7 +139,7 @@ fn frame(route: &v1::Route, request: AppendEntriesRequest<TypeConfig>) -> v1::Ap
         previous: request.prev_log_id.as_ref().map(codec::log_id_to_wire),
         entries: request.entries.iter().map(codec::entry_to_wire).collect(),
         leader_commit: request.leader_commit.as_ref().map(codec::log_id_to_wire),
-        closed_sessions: Vec::new(),
+        ..Default::default()
     }
 }
 
@@ -151,6 +152,14 @@ async fn bounded<T>(
         Ok(Err(error)) => Err(status(&error)),
         Err(_) => Err(Failed::Timeout(timeout)),
     }
+}
+
+/// The frames of a session of which some were read already.
+fn paced<const READ: usize>(
+    read: [v1::AppendFrame; READ],
+    rest: impl Stream<Item = v1::AppendFrame> + Send + Unpin + 'static,
+) -> BoxStream<'static, v1::AppendFrame> {
+    pace_commits(futures::stream::iter(read).chain(rest)).boxed()
 }
 
 fn append_result(reply: v1::AppendReply) -> Result<StreamAppendResult<TypeConfig>, RpcError> {
@@ -175,13 +184,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         let peer = self.peer().map_err(unreachable)?;
-        let one = futures::stream::iter([self.frame(request)]);
-        let reply = self.links.session(peer).run(one).next().await;
-        let reply = match reply {
-            Some(Ok(reply)) => reply,
-            Some(Err(broke)) => return Err(RPCError::Unreachable(Unreachable::new(&broke))),
-            None => return Err(RPCError::Network(NetworkError::from_string("the append got no reply"))),
-        };
+        let reply = self.links.session(peer).ask(self.frame(request)).await;
+        let reply = reply.map_err(|broke| RPCError::Unreachable(Unreachable::new(&broke)))?;
         Ok(match append_result(reply)? {
             Ok(_) => AppendEntriesResponse::Success,
             Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
@@ -205,8 +209,14 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             // session that found a broken link before would fail again and again without it.
             let links = self.links.clone();
             let replies = futures::stream::once(async move {
-                let first = futures::stream::iter(frames.next().await);
-                links.session(peer).run(first.chain(frames))
+                let Some(first) = frames.next().await else { return futures::stream::empty().boxed() };
+                let session = links.session(peer);
+                match frames.next().now_or_never() {
+                    // A heartbeat, or an entry that openraft probes with.
+                    Some(None) => futures::stream::once(session.ask(first)).boxed(),
+                    Some(Some(second)) => session.run(paced([first, second], frames)).boxed(),
+                    None => session.run(paced([first], frames)).boxed(),
+                }
             });
             let replies = replies.flatten().map(|reply| match reply {
                 Ok(reply) => append_result(reply),

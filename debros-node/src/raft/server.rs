@@ -9,11 +9,12 @@ use std::sync::Arc;
 use debros_net::PeerId;
 use debros_proto::{limits, v1};
 use futures::StreamExt;
-use openraft::errors::Fatal;
+use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, VoteRequest,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,6 +29,8 @@ use super::types::TypeConfig;
 
 /// Replies waiting for the Append stream of one peer.
 const REPLIES_MAX: usize = limits::PEER_OUTBOX_FRAMES;
+/// Appends of one peer outside of its sessions: heartbeats, a few of each group that it leads.
+const SINGLES_MAX: usize = limits::PEER_SESSIONS_MAX;
 
 /// The Raft service of a node, to be mounted on its raft and bulk lanes.
 pub struct RaftService {
@@ -80,6 +83,7 @@ impl Raft for RaftService {
             replies,
             tracker: self.tracker.clone(),
             sessions: HashMap::new(),
+            singles: Arc::new(Semaphore::new(SINGLES_MAX)),
         };
         self.tracker.spawn(demultiplexer.run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -205,6 +209,7 @@ struct Demultiplexer {
     replies: mpsc::Sender<Result<v1::AppendReply, Status>>,
     tracker: TaskTracker,
     sessions: HashMap<u64, Mailbox>,
+    singles: Arc<Semaphore>,
 }
 
 struct Mailbox {
@@ -243,6 +248,9 @@ impl Demultiplexer {
     }
 
     fn deliver(&mut self, frame: v1::AppendFrame) -> Result<(), v1::Refusal> {
+        if frame.single {
+            return self.deliver_single(frame);
+        }
         let session = frame.session;
         if !self.sessions.contains_key(&session) {
             if self.sessions.len() >= limits::PEER_SESSIONS_MAX {
@@ -269,6 +277,40 @@ impl Demultiplexer {
             }
         })
     }
+
+    fn deliver_single(&mut self, frame: v1::AppendFrame) -> Result<(), v1::Refusal> {
+        let room = self.singles.clone().try_acquire_owned();
+        let room = room.map_err(|_| refusal(v1::RefusalReason::MailboxFull, "too many appends at a time"))?;
+        let route = frame.route.as_ref().expect("checked by the caller");
+        let group = self.groups.route(self.caller, route)?;
+        let session = frame.session;
+        let request = append_request(frame)?;
+        group.heard();
+        let replies = self.replies.clone();
+        self.tracker.spawn(async move {
+            let result = Some(append_once(&group, request).await);
+            // A peer that is gone needs no reply.
+            let _ = replies.send(Ok(v1::AppendReply { session, result })).await;
+            drop(room);
+        });
+        Ok(())
+    }
+}
+
+async fn append_once(group: &Group, request: AppendEntriesRequest<TypeConfig>) -> Answer {
+    let previous = request.prev_log_id;
+    let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+    answer(match group.raft().append_entries(request).await {
+        Ok(AppendEntriesResponse::Success) => Ok(Ok(last)),
+        Ok(AppendEntriesResponse::PartialSuccess(upto)) => Ok(Ok(upto)),
+        Ok(AppendEntriesResponse::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote))),
+        // Nothing precedes an empty log, so nothing can conflict with that.
+        Ok(AppendEntriesResponse::Conflict) => {
+            Ok(previous.map_or(Ok(None), |at| Err(StreamAppendError::Conflict(at))))
+        }
+        Err(RaftError::Fatal(fatal)) => Err(fatal),
+        Err(RaftError::APIError(never)) => match never {},
+    })
 }
 
 fn append_request(frame: v1::AppendFrame) -> Result<AppendEntriesRequest<TypeConfig>, v1::Refusal> {

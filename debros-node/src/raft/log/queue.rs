@@ -121,9 +121,21 @@ impl End {
 #[derive(Default)]
 struct Pending {
     jobs: VecDeque<Job>,
+    /// How many of them somebody waits for.
+    urgent: usize,
     end: Option<End>,
     /// Whoever closed the store waits here.
     closing: Option<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    /// Whether what waits is worth a flush: somebody waits for it, it has become much, or the store is
+    /// being closed.
+    fn is_due(&self) -> bool {
+        self.urgent > 0
+            || self.jobs.len() >= PENDING_JOBS_MAX
+            || (self.end.is_some() && !self.jobs.is_empty())
+    }
 }
 
 pub(super) struct Queue {
@@ -166,20 +178,25 @@ impl Queue {
         if let Some(end) = &pending.end {
             return Err(end.error());
         }
-        let wake = job.is_urgent() || pending.jobs.len() >= PENDING_JOBS_MAX;
+        let urgent = job.is_urgent();
+        pending.urgent += usize::from(urgent);
         pending.jobs.push_back(job);
-        Ok(wake)
+        Ok(urgent || pending.jobs.len() >= PENDING_JOBS_MAX)
     }
 
-    /// The next batch, appended to `jobs`; nothing when the queue is empty.
+    /// The next batch, appended to `jobs`; nothing when no job is worth a flush of its own.
     pub(super) fn take(&self, jobs: &mut Vec<Job>) {
         let mut pending = self.pending();
+        if !pending.is_due() {
+            return;
+        }
         let mut bytes = 0;
         while let Some(job) = pending.jobs.front() {
             bytes += job.bytes();
             if bytes > BATCH_BYTES_MAX && !jobs.is_empty() {
                 break;
             }
+            pending.urgent -= usize::from(job.is_urgent());
             jobs.extend(pending.jobs.pop_front());
         }
     }
