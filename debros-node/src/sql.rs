@@ -10,5 +10,5 @@ mod engine;
 mod request;
 
 pub use database::{Database, Freshness, Write};
-pub use engine::{SqlEngine, SqlEngines};
+pub use engine::{FailedFlush, SqlEngine, SqlEngines};
 pub use request::check_statements;

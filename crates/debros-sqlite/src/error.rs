@@ -79,6 +79,16 @@ pub enum Fault {
         /// Why.
         reason: String,
     },
+    /// The log went back: applying an entry twice would make this replica unlike the others.
+    #[error(
+        "entry {index} was given to a database that is applied up to {applied_index}; open the replica again"
+    )]
+    AppliedBefore {
+        /// The entry.
+        index: u64,
+        /// How far the database is.
+        applied_index: u64,
+    },
     /// The caller's bookkeeping does not fit.
     #[error("bookkeeping of {bytes} bytes exceeds the {max} reserved for it; shorten the membership")]
     BookkeepingTooLarge {
@@ -96,8 +106,16 @@ impl Fault {
         match self {
             Self::Sqlite { code, .. } => code & 0xff == ffi::SQLITE_FULL,
             Self::File { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
-            Self::Unusable { .. } | Self::BookkeepingTooLarge { .. } => false,
+            Self::Unusable { .. } | Self::AppliedBefore { .. } | Self::BookkeepingTooLarge { .. } => false,
         }
+    }
+
+    /// Whether a flush to the disk failed. The kernel may take the pages for written all the same, so a
+    /// second flush that succeeds proves nothing.
+    #[must_use]
+    pub fn is_failed_flush(&self) -> bool {
+        let codes = [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_DIR_FSYNC];
+        matches!(self, Self::Sqlite { code, .. } if codes.contains(code))
     }
 
     /// A fault told by rusqlite.

@@ -19,7 +19,7 @@ use crate::prepared::StatementCache;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
 use crate::{
-    AppliedEntry, Batch, EntryEnvironment, EntryOutcome, Fault, Options, SnapshotInfo, Statement,
+    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Options, SnapshotInfo, Statement,
     StatementOutcome, content_hash, environment, execute, options, snapshot,
 };
 
@@ -136,8 +136,13 @@ impl Writer {
     /// # Errors
     /// A fault: nothing of the batch was kept, and it may be applied again.
     pub fn apply_batch(&mut self, batch: Batch<'_>, encode: Encode<'_>) -> Result<Vec<AppliedEntry>, Fault> {
-        let mut losses = Losses::default();
         let before = self.state;
+        if let Some(BatchEntry { index, .. }) = batch.entries.first()
+            && *index <= before.applied_index
+        {
+            return Err(Fault::AppliedBefore { index: *index, applied_index: before.applied_index });
+        }
+        let mut losses = Losses::default();
         loop {
             match Attempt::new(self, &mut losses, encode).run(batch) {
                 Ok(applied) => {

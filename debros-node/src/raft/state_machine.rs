@@ -40,6 +40,11 @@ impl StateMachine {
         applied: watch::Sender<u64>,
     ) -> Result<Self, EngineFault> {
         let position = engine.make_durable().await?;
+        // Less than all of it may have become durable. Starting from there would apply entries twice.
+        if position != engine.position().await? {
+            let reason = "somebody still reads an older state of it";
+            return Err(EngineFault::new("make the whole replica durable before it is used", reason));
+        }
         let (last, membership) = decode(&position)?;
         let durable = last.is_some().then(|| meta(last, membership.clone()));
         let machine =

@@ -115,7 +115,7 @@ pub(super) fn outcome(outcome: EntryOutcome) -> v1::SqlOutcome {
         }
         EntryOutcome::Repeated(_) => refused(
             ErrorCode::LimitExceeded,
-            "the write was applied before, once; its result was too large to be kept",
+            "the write was applied before, once, and must not be sent again; its result was too large to be kept",
         ),
         EntryOutcome::SessionExpired => refused(
             ErrorCode::SessionExpired,

@@ -44,7 +44,7 @@ pub enum Freshness {
     Leader,
     /// Sees every write acknowledged before.
     Linearizable,
-    /// As linearizable, but carried out as an entry of the log.
+    /// As linearizable, but behind an entry of the log instead of a round of heartbeats.
     ThroughLog,
 }
 
@@ -137,22 +137,18 @@ impl Database {
                 let confirmed = tokio::time::timeout_at(deadline, self.group.read_index()).await;
                 confirmed.map_err(|_| read_timed_out())?.map_err(read_failure)?;
             }
-            Freshness::ThroughLog => return self.query_through_log(statements, deadline).await,
+            Freshness::ThroughLog => self.pass_log(deadline).await?,
         }
         let applied_index = self.group.applied_index();
         let results = self.engine.read(statements, self.clock.unix_ms(), deadline).await?;
         Ok(v1::QueryResponse { results, applied_index, leader: None })
     }
 
-    async fn query_through_log(
-        &self,
-        statements: Vec<v1::Statement>,
-        deadline: Instant,
-    ) -> Result<v1::QueryResponse, Failure> {
-        self.engine.check_read_only(&statements, deadline).await?;
-        let write = Write { statements, transaction: false, return_rows: true, session: None };
-        let done = self.execute(write, deadline).await.map_err(Failure::without_effect)?;
-        Ok(v1::QueryResponse { results: done.results, applied_index: done.log_index, leader: None })
+    /// Puts an entry through the log that changes nothing: this replica has then applied everything
+    /// before it.
+    async fn pass_log(&self, deadline: Instant) -> Result<(), Failure> {
+        let passed = self.propose(Operation::Write(v1::SqlWrite::default()), deadline).await;
+        passed.map(|_| ()).map_err(Failure::without_effect)
     }
 
     async fn propose(
@@ -174,8 +170,9 @@ impl Database {
             operation: Some(operation),
         };
         let command = command.encode_to_vec();
-        if command.len() > limits::LOG_ENTRY_BYTES_MAX {
-            return Err(Failure::limit("LOG_ENTRY_BYTES_MAX", limits::LOG_ENTRY_BYTES_MAX, command.len()));
+        // What the log refuses after this would stop the whole replica.
+        if command.len() > limits::COMMAND_BYTES_MAX {
+            return Err(Failure::limit("COMMAND_BYTES_MAX", limits::COMMAND_BYTES_MAX, command.len()));
         }
         let proposed = tokio::time::timeout_at(deadline, self.group.propose(command.into())).await;
         let Committed { index, outcome } = proposed.map_err(|_| write_timed_out())?.map_err(write_failure)?;
@@ -189,10 +186,10 @@ impl Database {
     }
 }
 
-/// A refusal of a whole entry: nothing of it was applied, except that an expired session cannot
-/// tell.
+/// A refusal of a whole entry. Nothing of it was applied now; an earlier attempt of a write that belongs
+/// to a session may have been.
 fn entry_failure(error: v1::SqlError) -> Failure {
-    Failure::new(error.code(), error.message)
+    Failure::new(error.code(), error.message).maybe_applied()
 }
 
 /// A leader as others are told of it; the service adds its addresses.

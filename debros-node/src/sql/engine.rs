@@ -8,6 +8,7 @@
 //! The worker is the only one that writes, so nothing in here locks across a write. A fault is
 //! given to raft, which stops the replica; nothing of the batch was kept then.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -17,11 +18,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use debros_proto::{ErrorCode, Failure, limits, v1};
 use debros_sqlite::{
-    Batch, BatchEntry, Classification, EntryEnvironment, EntryOutcome, Fault, Generations, Options,
-    PoolError, Reader, ReaderPool, Writer, inspect_snapshot,
+    Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Generations, Options, PoolError, Reader,
+    ReaderPool, Writer, inspect_snapshot,
 };
 use prost::Message;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use super::convert;
@@ -66,12 +67,30 @@ enum Job {
 pub struct SqlEngines {
     options: Options,
     blocking: Blocking,
+    failed: watch::Sender<Option<FailedFlush>>,
 }
+
+/// A database could not be flushed to the disk: what it holds is unknown from now on, and the node must end.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("a database could not be flushed to the disk: {0}")]
+pub struct FailedFlush(String);
 
 impl SqlEngines {
     /// Engines whose work goes through this seam.
     pub fn new(blocking: Blocking) -> Self {
-        Self { options: options(), blocking }
+        Self { options: options(), blocking, failed: watch::Sender::new(None) }
+    }
+
+    /// Resolves when a flush of any database has failed.
+    pub fn failed(&self) -> impl Future<Output = FailedFlush> + Send + use<> {
+        let mut failed = self.failed.subscribe();
+        async move {
+            match failed.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
+                Some(failure) => failure,
+                // The engines are gone without one.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Opens the database in a folder, or makes a new one.
@@ -79,8 +98,8 @@ impl SqlEngines {
     /// # Errors
     /// When the folder cannot be used, or what is in it is not a database of ours.
     pub async fn open(&self, folder: PathBuf) -> Result<Arc<SqlEngine>, EngineFault> {
-        let options = self.options.clone();
-        let worker = self.blocking.run(move || Worker::open(folder, options)).await;
+        let (options, failed) = (self.options.clone(), self.failed.clone());
+        let worker = self.blocking.run(move || Worker::open(folder, options, failed)).await;
         let worker = worker.map_err(|fault| EngineFault::new("open the database", fault))?;
         let (readers, size) = (worker.readers.clone(), worker.size.clone());
         let jobs = self.blocking.worker("sql", (JOBS_MAX, JOBS_MAX), worker, |worker, jobs| {
@@ -139,33 +158,6 @@ impl SqlEngine {
             Ok(read.outcomes.into_iter().map(convert::result).collect())
         })
         .await
-    }
-
-    /// Refuses statements that are not reads.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT` names the statement.
-    pub(super) async fn check_read_only(
-        &self,
-        statements: &[v1::Statement],
-        deadline: Instant,
-    ) -> Result<(), Failure> {
-        let texts: Vec<String> = statements.iter().map(|statement| statement.sql.clone()).collect();
-        let writes = self.with_reader(deadline, move |reader, _| {
-            for (number, text) in texts.iter().enumerate() {
-                // A statement that does not compile is answered by its own error.
-                if let Ok(Classification::Writes) = reader.classify(text)? {
-                    return Ok(Some(number + 1));
-                }
-            }
-            Ok(None)
-        });
-        match writes.await? {
-            None => Ok(()),
-            Some(number) => Err(Failure::invalid(format!(
-                "statement {number} writes: send it with Execute, not as a query"
-            ))),
-        }
     }
 
     async fn with_reader<T: Send + 'static>(
@@ -229,10 +221,15 @@ struct Worker {
     durable: Position,
     readers: Readers,
     size: Arc<Size>,
+    failed: watch::Sender<Option<FailedFlush>>,
 }
 
 impl Worker {
-    fn open(folder: PathBuf, options: Options) -> Result<Self, Fault> {
+    fn open(
+        folder: PathBuf,
+        options: Options,
+        failed: watch::Sender<Option<FailedFlush>>,
+    ) -> Result<Self, Fault> {
         let generations = Generations::open(folder)?;
         let path = generations.database_path();
         let writer = Writer::open(&path, options.clone())?;
@@ -240,7 +237,7 @@ impl Worker {
         let size = Arc::new(Size::default());
         size.bytes_max.store(writer.max_bytes(), Ordering::Relaxed);
         let writer = Some(writer);
-        Ok(Self { generations, options, writer, durable: Position::default(), readers, size })
+        Ok(Self { generations, options, writer, durable: Position::default(), readers, size, failed })
     }
 
     /// Nobody waits any more where the replica was closed, so answers may go nowhere.
@@ -299,8 +296,7 @@ impl Worker {
         let writer = self.writer("checkpoint")?;
         // Read before the checkpoint: what is applied while it runs is not in it.
         let position = position(writer);
-        let complete =
-            writer.checkpoint().map_err(|fault| EngineFault::new("checkpoint the database", fault))?;
+        let complete = writer.checkpoint().map_err(|fault| self.heed("checkpoint the database", fault))?;
         if complete.is_some() {
             self.durable = position;
             let size =
@@ -308,6 +304,14 @@ impl Worker {
             self.size.bytes.store(size, Ordering::Relaxed);
         }
         Ok(self.durable.clone())
+    }
+
+    /// Ends the node where the fault leaves no way on; the replica in any case.
+    fn heed(&self, doing: &str, fault: Fault) -> EngineFault {
+        if fault.is_failed_flush() {
+            self.failed.send_replace(Some(FailedFlush(fault.to_string())));
+        }
+        EngineFault::new(doing, fault)
     }
 
     fn copy_to(&mut self, file: &Path) -> Result<Position, EngineFault> {

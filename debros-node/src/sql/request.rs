@@ -38,6 +38,7 @@ fn check_statement(statement: &v1::Statement) -> Result<usize, Failure> {
         return Err(Failure::limit("PARAMETERS_MAX", limits::PARAMETERS_MAX, count));
     }
     let mut bytes = statement.sql.len();
+    bytes += statement.named.iter().map(|named| named.name.len()).sum::<usize>();
     let named = statement.named.iter().filter_map(|named| named.value.as_ref());
     for value in statement.positional.iter().chain(named) {
         let size = value_bytes(value);

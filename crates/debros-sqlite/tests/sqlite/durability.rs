@@ -346,3 +346,14 @@ fn reads_go_on_beside_a_batch() {
         assert_eq!(only_value(&seen.outcomes[0]), Value::Integer(expected as i64));
     }
 }
+
+#[test]
+fn an_entry_is_never_applied_a_second_time() {
+    let mut replica = Replica::in_memory();
+    replica.must(&["CREATE TABLE t (a)"]);
+    let again = [write(replica.writer.applied_index(), each(&["INSERT INTO t VALUES (1)"]))];
+    let batch = Batch { entries: &again, applied_index: again[0].index, bookkeeping: &[] };
+    let refused = replica.writer.apply_batch(batch, &encode);
+    assert!(matches!(refused, Err(Fault::AppliedBefore { index: 1, applied_index: 1 })), "{refused:?}");
+    assert_eq!(replica.integer("SELECT count(*) FROM t"), 0);
+}

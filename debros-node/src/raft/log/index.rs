@@ -110,14 +110,21 @@ impl Written {
     }
 
     /// What is committed may have been written beside entries that were not: everything the log still
-    /// has before it is committed too.
-    pub(super) fn clamp_committed(&mut self, last_leader: Option<LeaderIdOf<TypeConfig>>) {
-        let last = match last_leader {
-            Some(leader) => Some(LogId::new(leader, self.next() - 1)),
+    /// has before it is committed too. `leader_of` gives the leader of an entry that the log has.
+    pub(super) fn clamp_committed(&mut self, leader_of: impl Fn(u64) -> Option<LeaderIdOf<TypeConfig>>) {
+        let Some(committed) = self.committed else { return };
+        let entries = self.first..self.next();
+        let last = match entries.clone().next_back() {
+            Some(last) => leader_of(last).map(|leader| LogId::new(leader, last)),
             None => self.purged,
         };
-        if self.committed.as_ref().map(|id| id.index) > last.as_ref().map(|id| id.index) {
+        if Some(committed.index) > last.map(|id| id.index) {
             self.committed = last;
+        } else if entries.contains(&committed.index)
+            && leader_of(committed.index) != Some(committed.leader_id)
+        {
+            // Another entry than the committed one: nothing is known of those before it.
+            self.committed = self.purged;
         }
     }
 

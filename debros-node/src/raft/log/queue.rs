@@ -47,9 +47,12 @@ pub(super) enum Job {
     Committed {
         group: Arc<Group>,
     },
+    /// Urgent: what is appended next may be committed and applied before it is durable, and must not meet
+    /// the old entries after a crash.
     Truncate {
         group: Arc<Group>,
         next: u64,
+        done: Done,
     },
     Purge {
         group: Arc<Group>,
@@ -66,11 +69,14 @@ impl Job {
     pub(super) fn answer(self, result: Result<(), LogError>) {
         match self {
             Self::Append { callback, .. } => callback.io_completed(result.map_err(Into::into)),
-            Self::Vote { done, .. } | Self::NodeId { done, .. } | Self::Remove { done, .. } => {
+            Self::Vote { done, .. }
+            | Self::NodeId { done, .. }
+            | Self::Truncate { done, .. }
+            | Self::Remove { done, .. } => {
                 // Whoever asked may be gone: the work is done all the same.
                 let _ = done.send(result);
             }
-            Self::Committed { .. } | Self::Truncate { .. } | Self::Purge { .. } => {}
+            Self::Committed { .. } | Self::Purge { .. } => {}
         }
     }
 
@@ -98,7 +104,7 @@ impl Job {
     }
 
     fn is_urgent(&self) -> bool {
-        !matches!(self, Self::Committed { .. } | Self::Truncate { .. } | Self::Purge { .. })
+        !matches!(self, Self::Committed { .. } | Self::Purge { .. })
     }
 }
 

@@ -425,7 +425,7 @@ impl Replay {
                     runs.push_back((*index, *leader));
                 }
             }
-            written.clamp_committed(runs.back().map(|(_, leader)| *leader));
+            written.clamp_committed(|index| leaders.get(&index).copied());
             states.insert(GroupId(group), State::recovered(written, runs));
         }
         Ok(states)

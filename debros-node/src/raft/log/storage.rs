@@ -62,13 +62,17 @@ impl GroupLog {
     /// [`LogError::Failed`], [`LogError::Closed`], [`LogError::Removed`].
     pub async fn set_node_id(&self, node_id: NodeId) -> Result<(), LogError> {
         let group = self.group.clone();
-        self.durably(|done| Job::NodeId { group, node_id: node_id.0, done }).await
+        self.durably(|done| Job::NodeId { group, node_id: node_id.0, done }, |_| ()).await
     }
 
     /// Queues a job and waits until it is durable.
-    async fn durably(&self, job: impl FnOnce(Done) -> Job) -> Result<(), LogError> {
+    async fn durably(
+        &self,
+        job: impl FnOnce(Done) -> Job,
+        change: impl FnOnce(&mut State),
+    ) -> Result<(), LogError> {
         let (done, answer) = oneshot::channel();
-        self.change(job(done), |_| ())?;
+        self.change(job(done), change)?;
         answer.await.unwrap_or(Err(LogError::Closed))
     }
 
@@ -284,7 +288,7 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (group, vote) = (self.group.clone(), *vote);
-        Ok(self.durably(|done| Job::Vote { group, vote, done }).await?)
+        Ok(self.durably(|done| Job::Vote { group, vote, done }, |_| ()).await?)
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
@@ -318,7 +322,8 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let next = last_log_id.next_index();
         let group = self.group.clone();
-        Ok(self.change(Job::Truncate { group, next }, |state| state.truncate(next))?)
+        let job = |done| Job::Truncate { group, next, done };
+        Ok(self.durably(job, |state| state.truncate(next)).await?)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {

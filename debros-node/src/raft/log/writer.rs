@@ -143,7 +143,7 @@ impl Writer {
                     drop(state);
                     push_position(buffer, Kind::Committed, group, placed.committed.as_ref());
                 }
-                Job::Truncate { group, next } => {
+                Job::Truncate { group, next, .. } => {
                     record::push_numbers(buffer, Kind::TruncateAfter, group.id.0, &[*next]);
                 }
                 Job::Purge { group, upto } => push_position(buffer, Kind::Purge, group, Some(upto)),
@@ -260,7 +260,7 @@ impl Writer {
             Job::Vote { group, vote, .. } => group.state().written.vote = Some(*vote),
             Job::NodeId { group, node_id, .. } => group.state().written.node_id = *node_id,
             Job::Committed { group } => group.state().written.committed = placed.committed,
-            Job::Truncate { group, next } => group.state().written.truncate(*next),
+            Job::Truncate { group, next, .. } => group.state().written.truncate(*next),
             Job::Purge { group, upto } => group.state().written.purge(*upto),
             Job::Remove { group, .. } => self.shared.forget_group(group),
         }

@@ -9,8 +9,8 @@ use futures::StreamExt;
 use openraft::storage::{LeaderBoundedStreamError, RaftLogReader, RaftLogStorage};
 
 use super::{
-    Blocking, LogError, LogStore, Options, Vote, append, append_durably, entry, log_id, membership, open,
-    read_all, small, try_open, vote_of,
+    Blocking, LogError, LogStore, Options, Vote, append, append_durably, copy, entry, log_id, membership,
+    open, read_all, small, try_open, vote_of,
 };
 
 #[tokio::test]
@@ -41,6 +41,42 @@ async fn everything_survives_a_restart() {
     assert_eq!(read_all(&log).await, expected);
     let keys = log.get_key_log_ids(log_id(2, 4)..=log_id(3, 10)).await.unwrap();
     assert_eq!(keys, vec![log_id(2, 9), log_id(3, 10)]);
+}
+
+#[tokio::test]
+async fn a_truncation_is_durable_before_anything_is_appended_behind_it() {
+    // Raft commits and applies what follows as soon as others have it. If the old entries came back after a
+    // crash, this replica would have applied what its log does not hold.
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let mut log = store.group(GroupId(1));
+    append_durably(&log, (0..8).map(|index| entry(1, index, 20))).await;
+    log.save_committed(Some(log_id(1, 4))).await.unwrap();
+    log.truncate_after(Some(log_id(1, 4))).await.unwrap();
+    let image = tempfile::tempdir().unwrap();
+    copy(folder.path(), image.path());
+    let crashed = open(image.path()).await;
+    assert_eq!(read_all(&crashed.group(GroupId(1))).await.len(), 5);
+    assert_eq!(crashed.group(GroupId(1)).read_committed().await.unwrap(), Some(log_id(1, 4)));
+}
+
+#[tokio::test]
+async fn a_commit_that_the_log_does_not_hold_is_not_believed() {
+    for (committed, believed) in [
+        (log_id(1, 3), Some(log_id(1, 3))),
+        (log_id(1, 9), Some(log_id(1, 7))),
+        (log_id(2, 6), Some(log_id(1, 1))),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path()).await;
+        let mut log = store.group(GroupId(1));
+        append_durably(&log, (0..8).map(|index| entry(1, index, 20))).await;
+        log.purge(log_id(1, 1)).await.unwrap();
+        log.save_committed(Some(committed)).await.unwrap();
+        store.close().await.unwrap();
+        let mut log = open(folder.path()).await.group(GroupId(1));
+        assert_eq!(log.read_committed().await.unwrap(), believed, "{committed}");
+    }
 }
 
 #[tokio::test]
