@@ -109,15 +109,35 @@ impl Cluster {
     /// # Errors
     /// A refusal by the map's rules, or `UNAVAILABLE` when no leader was found in time.
     pub async fn propose(&self, operation: Operation) -> Result<v1::MetaOutcome, Failure> {
+        refused_or(self.commit(Some(operation)).await?)
+    }
+
+    /// The map with everything that was committed before this call: the last known one may be older.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when no leader was found, or this node did not get its map, in time.
+    pub async fn current_map(&self) -> Result<Arc<ClusterMap>, Failure> {
+        // Without an operation a command changes nothing, and its outcome still tells the epoch.
+        let epoch = self.commit(None).await?.epoch;
+        let map = self.map();
+        if map.epoch().0 < epoch {
+            return Err(Failure::new(ErrorCode::Unavailable, "this node's cluster map is behind: retry"));
+        }
+        Ok(map)
+    }
+
+    async fn commit(&self, operation: Option<Operation>) -> Result<v1::MetaOutcome, Failure> {
         let stamp_unix_ms = self.inner.clock.unix_ms();
-        let command = v1::MetaCommand { stamp_unix_ms, operation: Some(operation) };
+        // 0 is for none.
+        let proposal = rand::random::<u64>().max(1);
+        let command = v1::MetaCommand { stamp_unix_ms, operation, proposal };
         let deadline = tokio::time::Instant::now() + PROPOSE_TIMEOUT;
         let mut last = Failure::new(ErrorCode::Unavailable, "the meta group has no leader");
         while tokio::time::Instant::now() < deadline {
             match self.propose_once(&command).await {
                 Ok(outcome) => {
                     self.reached(outcome.epoch).await;
-                    return refused_or(outcome);
+                    return Ok(outcome);
                 }
                 // Commands of the map may be repeated: they are refused or do nothing the second time.
                 Err(failure) => last = failure,

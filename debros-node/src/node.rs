@@ -32,8 +32,10 @@ use crate::http::HttpMetrics;
 use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
-use crate::service::{ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Replicas};
-use crate::sql::SqlEngines;
+use crate::service::{
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Replicas,
+};
+use crate::sql::{FailedFlush, SqlEngines};
 
 /// What a node offers.
 const SERVICES: [&str; 1] = ["database"];
@@ -121,6 +123,9 @@ pub enum NodeFailure {
     /// The log could not be written: what is on disk is not known any more.
     #[error("the Raft log failed; the node ends so that it acknowledges nothing it cannot keep: {0}")]
     Log(log::Failure),
+    /// A database could not be flushed: what is on disk is not known any more.
+    #[error("the node ends so that it does not rely on what it cannot keep: {0}")]
+    Database(FailedFlush),
     /// The node cannot become a member.
     #[error("the node cannot become a member of a cluster")]
     Enter(#[source] Arc<EnterError>),
@@ -146,6 +151,7 @@ struct Core {
     channels: Channels,
     groups: Groups,
     cluster: ClusterSlot,
+    members: Members,
     replicas: Replicas,
     disk: DiskState,
     health: Health,
@@ -183,7 +189,9 @@ impl Node {
         let (initialise_asked, asked) = watch::channel(false);
         let service = ClusterService::new(ClusterParts {
             cluster: core.cluster.clone(),
+            groups: core.groups.clone(),
             replicas: core.replicas.clone(),
+            channels: core.channels.clone(),
             network: core.network.clone(),
             discovery: discovery.clone(),
             health: core.health.clone(),
@@ -253,6 +261,7 @@ impl Node {
         };
         tokio::select! {
             failure = log => NodeFailure::Log(failure),
+            failure = self.core.replicas.failed() => NodeFailure::Database(failure),
             refused = refused => NodeFailure::Enter(refused),
         }
     }
@@ -294,6 +303,9 @@ impl Core {
         let folder = &settings.database_folder;
         let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
         let snapshots = folder.join("snapshots");
+        let cluster = ClusterSlot::default();
+        let members = Members::new(cluster.clone());
+        let believed = members.clone();
         let groups = Groups::new(
             log,
             channels.clone(),
@@ -301,9 +313,9 @@ impl Core {
             snapshots.clone(),
             settings.raft.clone(),
             tracker.clone(),
+            Arc::new(move |claim| believed.believe(claim)),
         )
         .map_err(|source| StartError::Folder { folder: snapshots, source })?;
-        let cluster = ClusterSlot::default();
         let disk = DiskState::default();
         let replicas = Replicas::new(
             groups.clone(),
@@ -330,6 +342,7 @@ impl Core {
             channels,
             groups,
             cluster,
+            members,
             replicas,
             disk,
             health,
@@ -419,6 +432,7 @@ impl Core {
         let (told, entered) = watch::channel(None);
         let (tracker, stop) = (&self.tracker, &self.stop);
         tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, told));
+        tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
         tracker.spawn(self.disk.clone().watch(settings.database_folder, self.blocking.clone(), stop.clone()));
         tracker.spawn(self.clone().heed_disks(discovery.clone()));
@@ -456,15 +470,27 @@ impl Core {
         }
     }
 
-    /// Leaders refuse writes while any node has no room for them.
+    /// Leaders refuse writes while a member in reach has no room for them. What others say of
+    /// themselves, and what one said that has gone since, counts for nothing.
     async fn heed_disks(self, discovery: Discovery) {
-        let mut changes = discovery.watch();
+        let cluster = tokio::select! {
+            () = self.stop.cancelled() => return,
+            cluster = self.cluster.joined() => cluster,
+        };
+        let (mut changes, mut map) = (discovery.watch(), cluster.watch());
         loop {
-            let low = discovery.statuses().values().any(|heard| heard.status.disk_low);
+            let members = map.borrow_and_update().clone();
+            let low = discovery.statuses().iter().any(|(peer, heard)| {
+                let member = || members.node_of_peer(&peer.to_string()).is_some();
+                heard.status.disk_low && self.network.is_connected(*peer) && member()
+            });
             self.disk.set_low_elsewhere(low);
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
+                changed = map.changed() => if changed.is_err() { return },
+                // A connection that breaks changes neither.
+                () = tokio::time::sleep(DISKS_INTERVAL) => {}
             }
         }
     }
@@ -558,5 +584,7 @@ async fn serve(routes: Routes, incoming: IncomingStreams, stop: CancellationToke
     }
 }
 
+/// A member that is gone holds up writes for no longer than this.
+const DISKS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the node looks whether its own addresses have changed.
 const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);

@@ -14,5 +14,5 @@ pub use cluster::{ClusterService, Parts as ClusterParts};
 pub use databases::Databases;
 pub use disk::DiskState;
 pub use health::Health;
-pub use membership::ClusterSlot;
+pub use membership::{ClusterSlot, Members};
 pub use replicas::Replicas;

@@ -24,6 +24,8 @@ pub const VALUE_BYTES_MAX: usize = 8 << 20;
 pub const RESULT_ROWS_MAX: usize = 1_000_000;
 /// One entry of the Raft log: a request and its framing.
 pub const LOG_ENTRY_BYTES_MAX: usize = REQUEST_BYTES_MAX + (64 << 10);
+/// The command in such an entry: room is left for the entry's own fields.
+pub const COMMAND_BYTES_MAX: usize = LOG_ENTRY_BYTES_MAX - (1 << 10);
 
 /// A request is forwarded between nodes at most once, so that forwarding can never form a circle.
 pub const FORWARD_HOPS_MAX: u32 = 1;
@@ -36,6 +38,9 @@ pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 pub const PENDING_WRITES_MAX: usize = 4096;
 /// Databases of one namespace.
 pub const DATABASES_PER_NAMESPACE_MAX: usize = 1000;
+/// Databases of one cluster. Each has a Raft group and a thread on every node with a replica, and whoever
+/// may use a new namespace makes one.
+pub const DATABASES_MAX: usize = 2000;
 /// Replicas of one database: more slow every write and add no safety worth having.
 pub const REPLICATION_FACTOR_MAX: u32 = 7;
 

@@ -20,7 +20,7 @@ use super::{Cluster, META, Registration, SYSTEM_NAMESPACE};
 use crate::blocking::Blocking;
 use crate::clock::Clock;
 use crate::planted::{Bug, is_planted};
-use crate::raft::{EngineFault, Groups, MembershipError, OpenGroupError};
+use crate::raft::{EngineFault, Group, Groups, MembershipError, OpenGroupError};
 
 /// Pause between rounds of asking everybody in reach.
 const RETRY: Duration = Duration::from_millis(200);
@@ -130,9 +130,8 @@ pub async fn enter(entry: Entry, peers: impl Fn() -> Vec<PeerId>) -> Result<Clus
     let incarnation = entry.groups.log().incarnation().to_string();
     match known {
         Some(known) if known.incarnation == incarnation || is_planted(Bug::ForgottenLogVotes) => {
-            // A crash between writing the file and the first vote leaves a pristine meta group.
-            let initialiser = entry.may_initialise && known.node_id == FIRST_NODE;
-            entry.open(known, initialiser).await
+            let first = known.node_id == FIRST_NODE && known.incarnation == incarnation;
+            entry.open(known, first).await
         }
         None if entry.may_initialise => entry.initialise(incarnation).await,
         known => {
@@ -159,6 +158,13 @@ async fn initialise_was_asked(asked: &mut watch::Receiver<bool>) {
 /// The node id of the node that initialises a cluster.
 const FIRST_NODE: NodeId = NodeId(1);
 
+/// Whether the map may lack what the first commands put there. Only a node that has finished admits
+/// others: with others in the group the commands were applied, and a start must not wait for a quorum.
+fn may_be_unfinished(meta: &Group) -> bool {
+    let status = meta.status();
+    status.voters.iter().chain(&status.learners).all(|node| *node == FIRST_NODE)
+}
+
 impl Entry {
     async fn read_membership(&self) -> Result<Option<Membership>, EnterError> {
         let folder = self.data_folder.clone();
@@ -184,15 +190,18 @@ impl Entry {
         }
     }
 
-    async fn open(&self, membership: Membership, initialiser: bool) -> Result<Cluster, EnterError> {
+    /// Opens the meta group. The `first` node may have been killed anywhere after it wrote its file,
+    /// whoever had told it to initialise the cluster: what is missing then is made up for. Its log is
+    /// the one for which the file was written, so a pristine one never held anything.
+    async fn open(&self, membership: Membership, first: bool) -> Result<Cluster, EnterError> {
         self.groups.set_cluster(membership.cluster_id);
         let engine = MetaEngine::open(self.data_folder.join("meta"), self.blocking.clone()).await?;
         let meta = self.groups.open(META, membership.node_id, engine.clone()).await?;
-        if initialiser {
+        if first {
             meta.initialise(BTreeMap::from([(membership.node_id, self.identity.peer)])).await?;
         }
         let cluster = Cluster::new(&membership, meta, &engine, self.channels.clone(), self.clock.clone());
-        if initialiser {
+        if first && may_be_unfinished(cluster.meta()) {
             self.first_commands(&cluster, &membership).await?;
         }
         tracing::info!(cluster = %cluster.id(), node = %cluster.node(), "member of the cluster");

@@ -53,6 +53,8 @@ pub struct Database {
     pub initialised: bool,
     /// Dropped: kept so that late replicas learn it.
     pub dropped: bool,
+    /// The proposal that created it; 0 when that had none.
+    pub proposal: u64,
 }
 
 /// The map. See the module for its invariants.
@@ -119,12 +121,15 @@ impl ClusterMap {
 
     /// Applies the command of the meta log's entry at `index`. A refused command changes nothing.
     pub fn apply(&mut self, index: u64, command: v1::MetaCommand) -> v1::MetaOutcome {
-        self.log_time_unix_ms = self.log_time_unix_ms.max(command.stamp_unix_ms);
-        let result = match command.operation {
+        let v1::MetaCommand { stamp_unix_ms, operation, proposal } = command;
+        self.log_time_unix_ms = self.log_time_unix_ms.max(stamp_unix_ms);
+        let result = match operation {
             Some(Operation::Initialise(operation)) => self.initialise(&operation),
             Some(Operation::RegisterNode(operation)) => self.register_node(operation),
             Some(Operation::SetNodeState(operation)) => self.set_node_state(&operation),
-            Some(Operation::CreateDatabase(operation)) => self.create_database(GroupId(index), &operation),
+            Some(Operation::CreateDatabase(operation)) => {
+                self.create_database(GroupId(index), proposal, &operation)
+            }
             Some(Operation::DropDatabase(operation)) => self.drop_database(&operation),
             Some(Operation::GroupInitialised(operation)) => self.group_initialised(GroupId(operation.group)),
             Some(Operation::SetReplicas(operation)) => self.set_replicas(&operation),
@@ -215,8 +220,15 @@ impl ClusterMap {
     fn create_database(
         &mut self,
         group: GroupId,
+        proposal: u64,
         operation: &v1::MetaCreateDatabase,
     ) -> Result<v1::MetaOutcome, Refusal> {
+        // A repetition, by a proposer that has not heard of the first outcome. Also one that was dropped
+        // since must not come back.
+        let made = self.databases.values().find(|made| proposal != 0 && made.proposal == proposal);
+        if let Some(made) = made {
+            return Ok(v1::MetaOutcome { group: made.group.0, ..Default::default() });
+        }
         let invalid = |error: debros_proto::InvalidName| (ErrorCode::InvalidArgument, error.to_string());
         let namespace = Namespace::new(&operation.namespace).map_err(invalid)?;
         let name = DatabaseName::new(&operation.database).map_err(invalid)?;
@@ -229,6 +241,11 @@ impl ClusterMap {
         if self.databases_of(&namespace).count() >= limits::DATABASES_PER_NAMESPACE_MAX {
             let message =
                 format!("a namespace has at most {} databases", limits::DATABASES_PER_NAMESPACE_MAX);
+            return Err((ErrorCode::LimitExceeded, message));
+        }
+        if self.names.len() >= limits::DATABASES_MAX {
+            let message =
+                format!("a cluster has at most {} databases: drop some first", limits::DATABASES_MAX);
             return Err((ErrorCode::LimitExceeded, message));
         }
         let founders: Vec<NodeId> = operation.replicas.iter().copied().map(NodeId).collect();
@@ -247,6 +264,7 @@ impl ClusterMap {
             founders,
             initialised: false,
             dropped: false,
+            proposal,
         };
         self.databases.insert(group, database);
         self.names.insert(key, group);
@@ -257,11 +275,14 @@ impl ClusterMap {
         let found = Namespace::new(&operation.namespace)
             .and_then(|namespace| Ok((namespace, DatabaseName::new(&operation.database)?)))
             .ok()
-            .and_then(|key| self.names.remove(&key));
-        let Some(group) = found else {
+            .and_then(|key| self.names.get(&key).map(|group| (key, *group)));
+        // Under another group it is a younger database than the one that was meant.
+        let meant = found.filter(|(_, group)| operation.group == 0 || group.0 == operation.group);
+        let Some((key, group)) = meant else {
             let message = format!("there is no database {} in {}", operation.database, operation.namespace);
             return Err((ErrorCode::NotFound, message));
         };
+        self.names.remove(&key);
         self.databases.get_mut(&group).expect("every name has its database").dropped = true;
         Ok(v1::MetaOutcome { group: group.0, ..self.changed() })
     }
@@ -373,6 +394,7 @@ fn database_to_wire(database: &Database) -> v1::MapDatabase {
         replicas: database.replicas.iter().map(|id| id.0).collect(),
         initialised: database.initialised,
         dropped: database.dropped,
+        proposal: database.proposal,
     }
 }
 
@@ -386,6 +408,7 @@ fn database_from_wire(wire: v1::MapDatabase) -> Result<Database, debros_proto::I
         replicas: wire.replicas.into_iter().map(NodeId).collect(),
         initialised: wire.initialised,
         dropped: wire.dropped,
+        proposal: wire.proposal,
     })
 }
 

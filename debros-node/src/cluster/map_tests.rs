@@ -6,7 +6,11 @@ use debros_proto::{DatabaseName, ErrorCode, GroupId, Namespace, NodeId};
 use super::{ClusterMap, NodeState};
 
 fn apply(map: &mut ClusterMap, index: u64, operation: Operation) -> v1::MetaOutcome {
-    map.apply(index, v1::MetaCommand { stamp_unix_ms: index, operation: Some(operation) })
+    propose(map, index, index, operation)
+}
+
+fn propose(map: &mut ClusterMap, index: u64, proposal: u64, operation: Operation) -> v1::MetaOutcome {
+    map.apply(index, v1::MetaCommand { stamp_unix_ms: index, operation: Some(operation), proposal })
 }
 
 fn register(map: &mut ClusterMap, index: u64, peer: &str, incarnation: &str) -> NodeId {
@@ -24,14 +28,26 @@ fn initialised() -> ClusterMap {
     map
 }
 
-fn create(map: &mut ClusterMap, index: u64, name: &str, replicas: &[u64]) -> v1::MetaOutcome {
-    let operation = Operation::CreateDatabase(v1::MetaCreateDatabase {
+fn creation(name: &str, replicas: &[u64]) -> Operation {
+    Operation::CreateDatabase(v1::MetaCreateDatabase {
         namespace: "app".into(),
         database: name.into(),
         replication_factor: 3,
         replicas: replicas.to_vec(),
-    });
-    apply(map, index, operation)
+    })
+}
+
+fn create(map: &mut ClusterMap, index: u64, name: &str, replicas: &[u64]) -> v1::MetaOutcome {
+    apply(map, index, creation(name, replicas))
+}
+
+fn drop_of(name: &str, group: u64) -> Operation {
+    Operation::DropDatabase(v1::MetaDropDatabase { namespace: "app".into(), database: name.into(), group })
+}
+
+fn group_of(map: &ClusterMap, name: &str) -> Option<GroupId> {
+    let (namespace, name) = (Namespace::new("app").unwrap(), DatabaseName::new(name).unwrap());
+    map.database(&namespace, &name).map(|database| database.group)
 }
 
 #[test]
@@ -77,14 +93,48 @@ fn a_database_is_known_by_the_index_that_created_it() {
     assert_eq!(again.group, 9, "the existing group is named");
     assert_eq!(again.refused.unwrap().code(), ErrorCode::AlreadyExists);
 
-    let namespace = Namespace::new("app").unwrap();
-    let name = DatabaseName::new("orders").unwrap();
-    let drop =
-        Operation::DropDatabase(v1::MetaDropDatabase { namespace: "app".into(), database: "orders".into() });
-    apply(&mut map, 11, drop);
-    assert!(map.database(&namespace, &name).is_none());
+    // Without a group, as in old logs, the name alone counts.
+    apply(&mut map, 11, drop_of("orders", 0));
+    assert_eq!(group_of(&map, "orders"), None);
     assert!(map.group(GroupId(9)).unwrap().dropped, "a late replica can still learn of the drop");
     assert_eq!(create(&mut map, 12, "orders", &[node.0]).group, 12, "the name is free, the group is new");
+}
+
+#[test]
+fn a_repeated_drop_leaves_the_new_database_of_that_name() {
+    let mut map = initialised();
+    let node = register(&mut map, 2, "peer-a", "log-1");
+    create(&mut map, 3, "orders", &[node.0]);
+    assert_eq!(propose(&mut map, 4, 77, drop_of("orders", 3)).refused, None);
+    create(&mut map, 5, "orders", &[node.0]);
+    let before = map.clone();
+    let again = propose(&mut map, 6, 77, drop_of("orders", 3));
+    assert_eq!(again.refused.unwrap().code(), ErrorCode::NotFound);
+    assert_eq!((group_of(&map, "orders"), map.epoch()), (Some(GroupId(5)), before.epoch()));
+    assert!(!map.group(GroupId(5)).unwrap().dropped);
+    assert_eq!(propose(&mut map, 7, 78, drop_of("orders", 5)).refused, None, "the new one by its own group");
+    assert_eq!(group_of(&map, "orders"), None);
+}
+
+#[test]
+fn a_repeated_creation_is_the_first_one_also_after_a_restart() {
+    let mut map = initialised();
+    let node = register(&mut map, 2, "peer-a", "log-1");
+    assert_eq!(propose(&mut map, 3, 77, creation("orders", &[node.0])).group, 3);
+    let mut map = ClusterMap::from_wire(map.to_wire()).unwrap();
+    let before = map.clone();
+    let again = propose(&mut map, 4, 77, creation("orders", &[node.0]));
+    assert_eq!((again.group, again.refused), (3, None));
+    assert_eq!(map.epoch(), before.epoch());
+    let another = propose(&mut map, 5, 78, creation("orders", &[node.0]));
+    assert_eq!(another.refused.unwrap().code(), ErrorCode::AlreadyExists);
+    // Dropped by somebody else before the repetition: it stays dropped.
+    apply(&mut map, 6, drop_of("orders", 3));
+    assert_eq!(propose(&mut map, 7, 77, creation("orders", &[node.0])).group, 3);
+    assert_eq!(group_of(&map, "orders"), None);
+    // Old logs name no proposal; each of their commands is its own.
+    assert_eq!(propose(&mut map, 8, 0, creation("old", &[node.0])).group, 8);
+    assert_eq!(propose(&mut map, 9, 0, creation("older", &[node.0])).group, 9);
 }
 
 #[test]
@@ -105,8 +155,6 @@ fn a_map_survives_storage() {
     let b = register(&mut map, 3, "peer-b", "log-1");
     create(&mut map, 4, "orders", &[a.0, b.0]);
     create(&mut map, 5, "gone", &[a.0]);
-    let drop =
-        Operation::DropDatabase(v1::MetaDropDatabase { namespace: "app".into(), database: "gone".into() });
-    apply(&mut map, 6, drop);
+    apply(&mut map, 6, drop_of("gone", 5));
     assert_eq!(ClusterMap::from_wire(map.to_wire()).unwrap(), map);
 }

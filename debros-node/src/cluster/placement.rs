@@ -127,11 +127,15 @@ mod tests {
     use super::{ClusterMap, Liveness, meta_voters, new_replicas, repaired_replicas};
     use crate::cluster::map::NodeState;
 
+    fn command(operation: Operation) -> v1::MetaCommand {
+        v1::MetaCommand { operation: Some(operation), ..Default::default() }
+    }
+
     fn cluster(zones: &[&str]) -> ClusterMap {
         let mut map = ClusterMap::default();
         let mut index = 1;
         let mut apply = |operation| {
-            map.apply(index, v1::MetaCommand { stamp_unix_ms: 0, operation: Some(operation) });
+            map.apply(index, command(operation));
             index += 1;
         };
         apply(Operation::Initialise(v1::MetaInitialise { cluster_id: vec![1; 16].into() }));
@@ -187,7 +191,7 @@ mod tests {
             replication_factor: 3,
             replicas,
         });
-        map.apply(10, v1::MetaCommand { stamp_unix_ms: 0, operation: Some(create) });
+        map.apply(10, command(create));
         let database = |map: &ClusterMap| {
             map.database(&Namespace::new("app").unwrap(), &DatabaseName::new("default").unwrap())
                 .unwrap()
@@ -200,13 +204,13 @@ mod tests {
                 incarnation: "log".into(),
                 ..Default::default()
             });
-            map.apply(index, v1::MetaCommand { stamp_unix_ms: 0, operation: Some(register) });
+            map.apply(index, command(register));
         }
         let grown = repaired_replicas(&map, &database(&map), &Liveness::default()).unwrap();
         assert_eq!(grown, [1, 2, 3].map(NodeId));
         let leave =
             Operation::SetNodeState(v1::MetaSetNodeState { node_id: 2, state: NodeState::Leaving as i32 });
-        map.apply(13, v1::MetaCommand { stamp_unix_ms: 0, operation: Some(leave) });
+        map.apply(13, command(leave));
         let moved = repaired_replicas(&map, &database(&map), &Liveness::default()).unwrap();
         assert_eq!(moved, [1, 3, 4].map(NodeId));
     }
@@ -220,7 +224,7 @@ mod tests {
             replication_factor: 3,
             replicas: vec![1, 2, 3],
         });
-        map.apply(10, v1::MetaCommand { stamp_unix_ms: 0, operation: Some(create) });
+        map.apply(10, command(create));
         let database = map.databases().next().unwrap().clone();
         let lost = Liveness { unreachable: ids([2]), lost: ids([2]) };
         assert_eq!(repaired_replicas(&map, &database, &lost), None);

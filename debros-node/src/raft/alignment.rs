@@ -129,6 +129,8 @@ mod tests {
         assert!(matches!(step, Some(Step::AddLearner(NodeId(2), _))));
         let behind = leader(&[1], &[2, 3], &[(2, 0), (3, 4000)]);
         assert_eq!(next_step(&behind, NodeId(1), &wanted), None, "node 3 lacks too much to vote");
+        let silent = leader(&[1], &[2, 3], &[(2, 0)]);
+        assert_eq!(next_step(&silent, NodeId(1), &wanted), None, "node 3 never answered");
         let ready = leader(&[1], &[2, 3], &[(2, 0), (3, 10)]);
         assert_eq!(next_step(&ready, NodeId(1), &wanted), Some(Step::SetVoters(ids(&[1, 2, 3]))));
     }

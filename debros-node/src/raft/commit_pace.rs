@@ -101,7 +101,7 @@ impl<Frames: Stream<Item = v1::AppendFrame> + Unpin> Pace<Frames> {
 #[cfg(test)]
 mod tests {
     use tokio::sync::mpsc;
-    use tokio_stream::wrappers::UnboundedReceiverStream;
+    use tokio_stream::wrappers::ReceiverStream;
 
     use super::*;
 
@@ -132,10 +132,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn commits_in_quick_succession_are_told_once_and_the_last_one_in_time() {
-        let (sender, frames) = mpsc::unbounded_channel();
-        let mut paced = Box::pin(pace_commits(UnboundedReceiverStream::new(frames)));
+        let (sender, frames) = mpsc::channel(8);
+        let mut paced = Box::pin(pace_commits(ReceiverStream::new(frames)));
         for frame in [frame(4, 4, 3), frame(4, 5, 3), frame(5, 5, 5), frame(5, 6, 5), frame(6, 6, 6)] {
-            sender.send(frame).expect("it is read");
+            sender.try_send(frame).expect("there is room");
         }
         let begun = Instant::now();
         let mut seen = Vec::new();
@@ -146,8 +146,8 @@ mod tests {
         assert_eq!(begun.elapsed().as_millis(), COMMIT_INTERVAL.as_millis());
 
         tokio::time::advance(COMMIT_INTERVAL).await;
-        sender.send(frame(6, 7, 6)).expect("it is read");
-        sender.send(frame(7, 7, 7)).expect("it is read");
+        sender.try_send(frame(6, 7, 6)).expect("there is room");
+        sender.try_send(frame(7, 7, 7)).expect("there is room");
         assert_eq!(gist(&paced.next().await.expect("frames go on")), (7, 1, 6));
         assert_eq!(gist(&paced.next().await.expect("frames go on")), (7, 0, 7), "told at once after a pause");
     }

@@ -8,11 +8,13 @@ use bytes::Bytes;
 use debros_net::PeerId;
 use debros_proto::{GroupId, NodeId};
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
-use openraft::{Instant, ReadPolicy, ServerState};
+use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
+use openraft::{Instant, ServerState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::network::GroupNetwork;
+use super::read_index::{READS_WAITING_MAX, Read, confirm_reads};
 use super::snapshot::SnapshotFolder;
 use super::state_machine::StateMachine;
 use super::types::{Command, Replica, TypeConfig};
@@ -20,11 +22,6 @@ use crate::blocking::Blocking;
 use crate::planted::{Bug, is_planted};
 
 pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
-
-/// Reads waiting for one confirmation of leadership; past it the answer is "busy".
-const READS_WAITING_MAX: usize = 4096;
-/// A read that finds no quorum within this is refused.
-const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who leads a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +131,7 @@ pub struct Status {
     pub learners: BTreeSet<NodeId>,
     /// Two configurations are in force.
     pub joint: bool,
-    /// Only on the leader: entries that each other replica lacks.
+    /// Only on the leader: entries that each other replica lacks. One that never answered is not in it.
     pub lag: BTreeMap<NodeId, u64>,
     /// Only on the leader: how long ago a quorum last answered.
     pub quorum_answered: Option<Duration>,
@@ -151,7 +148,7 @@ struct Inner {
     node: NodeId,
     raft: Raft,
     applied: watch::Receiver<u64>,
-    reads: mpsc::Sender<oneshot::Sender<Result<u64, ReadIndexError>>>,
+    reads: mpsc::Sender<Read>,
     blocking: Blocking,
     folder: SnapshotFolder,
     heard: Mutex<Option<tokio::time::Instant>>,
@@ -163,6 +160,7 @@ pub(super) struct GroupParts {
     pub(super) id: GroupId,
     pub(super) node: NodeId,
     pub(super) raft: Raft,
+    pub(super) network: GroupNetwork,
     pub(super) applied: watch::Receiver<u64>,
     pub(super) blocking: Blocking,
     pub(super) folder: SnapshotFolder,
@@ -176,11 +174,12 @@ const LED_WITHIN: Duration = Duration::from_secs(2);
 impl Group {
     /// Gives the handle and the group's own task, to be spawned by the caller.
     pub(super) fn new(parts: GroupParts) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let GroupParts { id, node, raft, applied, blocking, folder } = parts;
+        let GroupParts { id, node, raft, network, applied, blocking, folder } = parts;
         let (reads, waiting) = mpsc::channel(READS_WAITING_MAX);
         let closed = CancellationToken::new();
         let (told, recovered) = watch::channel(false);
-        let tasks = futures::future::join(confirm_reads(raft.clone(), waiting), recover(raft.clone(), told));
+        let tasks =
+            futures::future::join(confirm_reads(raft.clone(), network, waiting), recover(raft.clone(), told));
         let tasks = closed.clone().run_until_cancelled_owned(tasks);
         let tasks = async {
             tasks.await;
@@ -337,8 +336,8 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let last_log_index = metrics.last_log_index.unwrap_or(0);
-        let lag = metrics.replication.iter().flatten().map(|(node, matched)| {
-            (NodeId(*node), last_log_index.saturating_sub(matched.as_ref().map_or(0, |id| id.index)))
+        let lag = metrics.replication.iter().flatten().filter_map(|(node, matched)| {
+            Some((NodeId(*node), last_log_index.saturating_sub(matched.as_ref()?.index)))
         });
         Status {
             role: match metrics.state {
@@ -489,28 +488,4 @@ async fn recover(raft: Raft, told: watch::Sender<bool>) {
     }
     // Whoever waits is told of the end by the group, not by this sender.
     std::future::pending().await
-}
-
-/// One round of heartbeats confirms every read that waited when it began.
-async fn confirm_reads(
-    raft: Raft,
-    mut waiting: mpsc::Receiver<oneshot::Sender<Result<u64, ReadIndexError>>>,
-) {
-    let mut round = Vec::new();
-    while waiting.recv_many(&mut round, READS_WAITING_MAX).await > 0 {
-        let confirmed =
-            tokio::time::timeout(READ_INDEX_TIMEOUT, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await;
-        let result = match confirmed {
-            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
-            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
-                Err(ReadIndexError::NotLeader(leader_of(forward)))
-            }
-            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ReadIndexError::NoQuorum),
-            Ok(Err(RaftError::Fatal(fatal))) => Err(ReadIndexError::Stopped(fatal.to_string())),
-        };
-        for reader in round.drain(..) {
-            // Nobody waits any more where the request was given up.
-            let _ = reader.send(result.clone());
-        }
-    }
 }

@@ -71,6 +71,22 @@ pub enum OpenGroupError {
     NoCluster(GroupId),
 }
 
+/// A peer says that it is a node which neither the group nor the meta group here names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The group that it wants to reach.
+    pub group: GroupId,
+    /// The node that it says it is.
+    pub node: NodeId,
+    /// Who it is, proved.
+    pub caller: PeerId,
+    /// The replica here has no members yet: it is new and has nothing to lose.
+    pub pristine: bool,
+}
+
+/// Whether to believe a claim; given by who knows the cluster map.
+pub type Believes = Arc<dyn Fn(Claim) -> bool + Send + Sync>;
+
 /// The registry of this node's replicas. Cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
@@ -86,10 +102,11 @@ struct Inner {
     cluster: OnceLock<ClusterId>,
     options: RaftOptions,
     tracker: TaskTracker,
+    believes: Believes,
 }
 
 impl Groups {
-    /// No group is open yet.
+    /// No group is open yet. Peers that no membership names are heard where `believes` says so.
     ///
     /// # Errors
     /// When the folder for snapshots under way cannot be made.
@@ -100,6 +117,7 @@ impl Groups {
         snapshot_folder: PathBuf,
         options: RaftOptions,
         tracker: TaskTracker,
+        believes: Believes,
     ) -> std::io::Result<Self> {
         let folder = SnapshotFolder::open(snapshot_folder)?;
         let links = Links::new(channels, tracker.clone());
@@ -112,6 +130,7 @@ impl Groups {
             cluster: OnceLock::new(),
             options,
             tracker,
+            believes,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -150,13 +169,14 @@ impl Groups {
         let failed = |reason: String| OpenGroupError::Raft { group: id, reason };
         let config = config(&self.inner.options).map_err(|error| failed(error.to_string()))?;
         let log = self.inner.log.group(id);
-        let raft = openraft::Raft::new(node.0, Arc::new(config), network, log, state_machine)
+        let raft = openraft::Raft::new(node.0, Arc::new(config), network.clone(), log, state_machine)
             .await
             .map_err(|error| failed(error.to_string()))?;
         let (group, tasks) = Group::new(GroupParts {
             id,
             node,
             raft,
+            network,
             applied,
             blocking: self.inner.blocking.clone(),
             folder: self.inner.folder.clone(),
@@ -229,12 +249,24 @@ impl Groups {
             let message = format!("this is node {}, not {}: its log was lost", group.node(), route.to);
             return Err(refusal(NotThisReplica, message));
         }
-        if let Some(peer) = group.member_peer(route.from)
-            && peer != caller.to_string()
-        {
-            return Err(refusal(NotThisReplica, format!("node {} is {peer}, not {caller}", route.from)));
+        if !self.speaks_for(&group, NodeId(route.from), caller) {
+            let message = format!("{caller} is not known here as node {}", route.from);
+            return Err(refusal(NotThisReplica, message));
         }
         Ok(group)
+    }
+
+    /// Whoever forges a leader's append or vote truncates logs and deposes leaders, so every caller
+    /// must be the node that it says it is. Clients are admitted as peers too.
+    fn speaks_for(&self, group: &Group, node: NodeId, caller: PeerId) -> bool {
+        // The group's own members may be behind: a new leader is a member of the meta group before.
+        let meta = || self.get(GroupId::META)?.member_peer(node.0);
+        if let Some(peer) = group.member_peer(node.0).or_else(meta) {
+            return peer == caller.to_string();
+        }
+        let status = group.status();
+        let pristine = status.voters.is_empty() && status.learners.is_empty();
+        (self.inner.believes)(Claim { group: group.id(), node, caller, pristine })
     }
 }
 

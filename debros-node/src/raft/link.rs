@@ -58,7 +58,7 @@ impl Links {
         let id = link.next_session.fetch_add(1, Ordering::Relaxed);
         let (replies, receiver) = mpsc::channel(limits::SESSION_FRAMES_MAX);
         let outbox = link.register(self, peer, id, replies);
-        Session { id, link, outbox, replies: receiver }
+        Session { id, link, outbox, replies: receiver, ends_itself: false }
     }
 }
 
@@ -168,6 +168,8 @@ pub(super) struct Session {
     link: Arc<Link>,
     outbox: mpsc::Sender<v1::AppendFrame>,
     replies: mpsc::Receiver<v1::AppendReply>,
+    /// The peer ends it with its reply.
+    ends_itself: bool,
 }
 
 /// The stream under a session broke.
@@ -180,12 +182,11 @@ impl Session {
     pub(super) async fn ask(mut self, mut frame: v1::AppendFrame) -> Result<v1::AppendReply, StreamBroke> {
         frame.session = self.id;
         frame.single = true;
+        self.ends_itself = true;
+        let place = self.outbox.reserve().await.map_err(|_| StreamBroke)?;
         frame.closed_sessions = self.link.take_closed();
-        self.outbox.send(frame).await.map_err(|_| StreamBroke)?;
-        let reply = self.replies.recv().await.ok_or(StreamBroke)?;
-        // The peer has ended the session with its reply.
-        self.link.forget(self.id);
-        Ok(reply)
+        place.send(frame);
+        self.replies.recv().await.ok_or(StreamBroke)
     }
 
     /// Sends what `frames` gives and yields the replies, until `frames` ends and all is answered.
@@ -204,7 +205,11 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.link.close(self.id);
+        if self.ends_itself {
+            self.link.forget(self.id);
+        } else {
+            self.link.close(self.id);
+        }
     }
 }
 

@@ -39,6 +39,7 @@ const VOTE_TIMEOUT: Duration = Duration::from_millis(1000);
 const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
 
 /// Makes the connections of one group.
+#[derive(Clone)]
 pub(super) struct GroupNetwork {
     pub(super) group: GroupId,
     pub(super) node: u64,
@@ -51,6 +52,12 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, replica: &Replica) -> Connection {
+        self.connection(target, replica)
+    }
+}
+
+impl GroupNetwork {
+    pub(super) fn connection(&self, target: u64, replica: &Replica) -> Connection {
         Connection {
             peer: replica.peer_id.parse().ok(),
             route: v1::Route {
@@ -63,6 +70,15 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
             blocking: self.blocking.clone(),
         }
     }
+}
+
+/// What a replica says to "do you still follow this leader?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Confirmation {
+    Follows,
+    FollowsAnother,
+    /// It could not be asked, or gave no answer that counts.
+    None,
 }
 
 /// From one replica of a group to another.
@@ -124,6 +140,19 @@ impl Connection {
         let vote = reply.vote.as_ref().map(codec::vote_from_wire).unwrap_or(request.vote);
         let last_log_id = reply.last_log_id.as_ref().map(codec::log_id_from_wire);
         Ok(VoteResponse::new(vote, last_log_id, reply.granted))
+    }
+
+    /// Asks whether the replica follows the leader of `vote` now: a heartbeat that says nothing of the log.
+    pub(super) async fn confirm(&self, vote: Vote) -> Confirmation {
+        let heartbeat =
+            AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+        let Some(peer) = self.peer else { return Confirmation::None };
+        let reply = self.links.session(peer).ask(self.frame(heartbeat)).await;
+        match reply.map(append_result) {
+            Ok(Ok(Ok(_))) => Confirmation::Follows,
+            Ok(Ok(Err(StreamAppendError::HigherVote(_)))) => Confirmation::FollowsAnother,
+            Ok(Ok(Err(StreamAppendError::Conflict(_))) | Err(_)) | Err(_) => Confirmation::None,
+        }
     }
 
     fn frame(&self, request: AppendEntriesRequest<TypeConfig>) -> v1::AppendFrame {

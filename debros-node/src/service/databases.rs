@@ -136,7 +136,8 @@ impl Databases {
                     }
                 }
             })
-            .await?;
+            .await
+            .map_err(Failure::without_effect)?;
         response.leader = leader;
         Ok(response)
     }
@@ -279,12 +280,23 @@ impl Databases {
         let authorised = authorise(principal, Action::Manage, request.header())?;
         let name =
             DatabaseName::new(&request.database).map_err(|error| Failure::invalid(error.to_string()))?;
+        let cluster = self.cluster.get()?;
+        let map = cluster.current_map().await?;
+        let Some(database) = map.database(&authorised.namespace, &name) else {
+            if request.if_exists {
+                return Ok(v1::DropDatabaseResponse {});
+            }
+            let message = format!("there is no database {name} in {}", authorised.namespace);
+            return Err(Failure::new(ErrorCode::NotFound, message));
+        };
         let operation = Operation::DropDatabase(v1::MetaDropDatabase {
             namespace: authorised.namespace.to_string(),
             database: name.to_string(),
+            group: database.group.0,
         });
-        match self.cluster.get()?.propose(operation).await {
-            Err(failure) if failure.code == ErrorCode::NotFound && request.if_exists => {}
+        match cluster.propose(operation).await {
+            // It was there a moment ago: an attempt whose outcome was lost has dropped it.
+            Err(failure) if failure.code == ErrorCode::NotFound => {}
             outcome => drop(outcome?),
         }
         Ok(v1::DropDatabaseResponse {})
@@ -357,8 +369,17 @@ impl Databases {
     {
         let may_forward = authorised.hops < limits::FORWARD_HOPS_MAX;
         let mut hinted = None;
+        // An attempt was given up before its answer: whatever a later one says, it may have been applied.
+        let mut given_up = false;
+        let ended = |failure: Failure, given_up| {
+            let failure = self.with_addresses(failure);
+            Err(if given_up { failure.maybe_applied() } else { failure })
+        };
         for tries in 0.. {
-            let target = self.target(database, may_forward, hinted.take(), tries)?;
+            let target = match self.target(database, may_forward, hinted.take(), tries) {
+                Ok(target) => target,
+                Err(failure) => return ended(failure, given_up),
+            };
             let there = match &target {
                 Target::Here(_) => None,
                 Target::There(peer) => Some(*peer),
@@ -367,7 +388,10 @@ impl Databases {
             let result = tokio::select! {
                 biased;
                 result = attempt(target) => result,
-                () = moved => Err(abandoned(repeatable)),
+                () = moved => {
+                    given_up = true;
+                    Err(abandoned(repeatable))
+                }
             };
             let failure = match result {
                 Ok(answer) => return Ok((answer, self.heard_from(database.group, there))),
@@ -378,16 +402,14 @@ impl Databases {
                 ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::ShuttingDown | ErrorCode::NotReady
             );
             if failure.maybe_applied || !elsewhere || !may_forward {
-                return Err(self.with_addresses(failure));
+                return ended(failure, given_up);
             }
             if Instant::now() + LEADER_RETRY >= authorised.deadline {
-                return Err(Failure::new(
-                    ErrorCode::Unavailable,
-                    format!(
-                        "the database has had no leader until the request's time was up: {}",
-                        failure.message
-                    ),
-                ));
+                let message = format!(
+                    "the database has had no leader until the request's time was up: {}",
+                    failure.message
+                );
+                return ended(Failure::new(ErrorCode::Unavailable, message), given_up);
             }
             hinted = self.hinted(database.group, there, failure.leader.as_ref());
             if hinted.is_none() {

@@ -1,11 +1,20 @@
-//! The cluster as the services see it: not there until the node has become a member.
+//! The cluster as the services see it, not there until the node has become a member; and who may
+//! speak for its nodes.
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use debros_proto::{ErrorCode, Failure};
-use tokio::sync::watch;
+use debros_net::grpc::Channels;
+use debros_net::{Lane, Multiaddr, PeerId};
+use debros_proto::{ErrorCode, Failure, GroupId, NodeId, v1};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use v1::cluster_client::ClusterClient;
 
 use crate::cluster::Cluster;
+use crate::cluster::map::NodeState;
+use crate::raft::Claim;
 
 /// A place for the cluster, filled once.
 #[derive(Clone)]
@@ -41,5 +50,106 @@ impl ClusterSlot {
         let mut watch = self.0.subscribe();
         let cluster = watch.wait_for(Option::is_some).await.ok().and_then(|cluster| cluster.clone());
         cluster.expect("the sender lives in self, and the value was awaited")
+    }
+}
+
+/// The rest between two rounds of asking who somebody is: whoever claims wrongly causes no storm.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// A peer that is asked who somebody is answers within this, or another one does.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Who may speak for a node that no membership on this node names.
+///
+/// The map says so. A replica of the map that has been away may know none of those who lead it now,
+/// and would never hear of them if it refused them: then nodes that it knows, and those that the
+/// operator named, are asked who is a member.
+#[derive(Clone)]
+pub struct Members {
+    cluster: ClusterSlot,
+    vouched: Arc<Mutex<HashMap<NodeId, PeerId>>>,
+    wanted: Arc<Notify>,
+}
+
+impl Members {
+    /// Nobody is vouched for yet.
+    pub fn new(cluster: ClusterSlot) -> Self {
+        Self { cluster, vouched: Arc::default(), wanted: Arc::default() }
+    }
+
+    /// Whether the claim is true, as far as this node can tell now.
+    pub fn believe(&self, claim: Claim) -> bool {
+        let Claim { group, node, caller, pristine } = claim;
+        let Ok(cluster) = self.cluster.get() else {
+            // The map's first entries come before anything is known of anybody.
+            return group == GroupId::META && pristine;
+        };
+        if let Some(known) = cluster.map().node(node) {
+            // One that was removed may still have to hand a group over to its new replicas.
+            return known.peer_id == caller.to_string() && (pristine || known.state != NodeState::Removed);
+        }
+        if group != GroupId::META {
+            return false;
+        }
+        if joining(&cluster) || self.vouched.lock().expect("not poisoned").get(&node) == Some(&caller) {
+            return true;
+        }
+        self.wanted.notify_one();
+        false
+    }
+
+    /// Asks who is a member whenever somebody unknown wants to speak for one, until the token is
+    /// cancelled.
+    pub async fn run(self, channels: Channels, bootstrap: Vec<Multiaddr>, stop: CancellationToken) {
+        let asking = async {
+            let cluster = self.cluster.joined().await;
+            loop {
+                self.wanted.notified().await;
+                for peer in trusted(&cluster, &channels, &bootstrap).await {
+                    let members = members_known_to(peer, &cluster, &channels).await;
+                    self.vouched.lock().expect("not poisoned").extend(members);
+                }
+                tokio::time::sleep(ASK_INTERVAL).await;
+            }
+        };
+        stop.run_until_cancelled(asking).await;
+    }
+}
+
+/// Until its own name has reached it, a node takes the map from whom it was admitted by.
+fn joining(cluster: &Cluster) -> bool {
+    let (status, node) = (cluster.meta().status(), cluster.node());
+    !status.voters.contains(&node) && !status.learners.contains(&node)
+}
+
+/// The members that this node knows and is connected to, and whoever is where the operator said.
+async fn trusted(cluster: &Cluster, channels: &Channels, bootstrap: &[Multiaddr]) -> BTreeSet<PeerId> {
+    let network = channels.network();
+    let mut peers: BTreeSet<PeerId> = cluster
+        .map()
+        .members()
+        .filter_map(|node| node.peer_id.parse().ok())
+        .filter(|peer| network.is_connected(*peer))
+        .collect();
+    for address in bootstrap {
+        if let Ok(Ok(peer)) = tokio::time::timeout(ASK_TIMEOUT, network.connect(address)).await {
+            peers.insert(peer);
+        }
+    }
+    peers.remove(&network.local_peer());
+    peers
+}
+
+async fn members_known_to(peer: PeerId, cluster: &Cluster, channels: &Channels) -> Vec<(NodeId, PeerId)> {
+    let mut client = ClusterClient::new(channels.get(peer, Lane::Client));
+    let request = v1::MembersRequest { header: Some(cluster.node_header()) };
+    match tokio::time::timeout(ASK_TIMEOUT, client.members(request)).await {
+        Ok(Ok(reply)) if reply.get_ref().cluster_id.parse() == Ok(cluster.id()) => {
+            let members = reply.into_inner().members.into_iter();
+            members
+                .filter_map(|member| Some((NodeId(member.node_id), member.peer_id.parse().ok()?)))
+                .collect()
+        }
+        // One that does not know better is as good as one that does not answer.
+        _ => Vec::new(),
     }
 }

@@ -3,8 +3,13 @@
 //! those of dropped databases.
 //!
 //! Everything it does follows from the map and from what is on this node; nothing is remembered.
+//!
+//! Only what dropped databases left is put away. A replica that the map has moved elsewhere stays on
+//! this node: if its group came back without its log, the node would have forgotten its votes under
+//! the node id with which it gave them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -20,14 +25,14 @@ use crate::blocking::Blocking;
 use crate::clock::Clock;
 use crate::cluster::{Cluster, map};
 use crate::raft::{Desired, Groups};
-use crate::sql::{self, SqlEngines};
+use crate::sql::{self, FailedFlush, SqlEngines};
 
 /// Looks at least this often, for what no change of the map announces.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// The founder of rank k initialises a pristine group k times this late, so that one does it alone.
 const FOUNDER_STAGGER: Duration = Duration::from_millis(400);
-/// A replica that stopped is opened again after this.
-const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// What failed for a group, opening it or putting it away, is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Setting a database's limit is tried for this long, then again at the next look.
 const LIMIT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The quarantine is looked through this often.
@@ -65,6 +70,11 @@ impl Replicas {
         Self { open, groups, engines: Arc::new(engines), clock, folder, blocking, max_database_bytes }
     }
 
+    /// Resolves when a database could not be flushed to the disk.
+    pub fn failed(&self) -> impl Future<Output = FailedFlush> + Send + use<> {
+        self.engines.failed()
+    }
+
     /// The replica of a group, if this node runs one.
     pub fn get(&self, group: GroupId) -> Option<sql::Database> {
         self.open.read().expect("not poisoned").get(&group).cloned()
@@ -84,16 +94,17 @@ impl Replicas {
         let mut changes = cluster.watch();
         let (mut failed, mut pristine) = (Since::new(), Since::new());
         let mut quarantine = tokio::time::interval(QUARANTINE_INTERVAL);
-        let stored = self.stored().await;
+        let mut stored = self.stored().await;
         loop {
             let map = changes.borrow_and_update().clone();
             for database in map.databases() {
                 let here = database.replicas.contains(&cluster.node()) || stored.contains(&database.group);
                 if here {
+                    stored.insert(database.group);
                     self.follow(&cluster, database, &mut failed, &mut pristine).await;
                 }
             }
-            self.put_away_dropped(&map).await;
+            self.put_away_dropped(&map, &mut stored, &mut failed).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = changes.changed() => {}
@@ -130,7 +141,7 @@ impl Replicas {
             self.close(group).await;
             failed.insert(group, Instant::now());
         }
-        if failed.get(&group).is_some_and(|at| at.elapsed() < REOPEN_AFTER) {
+        if failed.get(&group).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
             return;
         }
         if let Err(error) = self.open(cluster.node(), group).await {
@@ -199,24 +210,47 @@ impl Replicas {
         }
     }
 
-    /// Moves what dropped databases left into quarantine.
-    async fn put_away_dropped(&self, map: &map::ClusterMap) {
-        let open: Vec<GroupId> = self.open.read().expect("not poisoned").keys().copied().collect();
-        for group in open {
-            if map.group(group).is_some_and(|database| database.dropped) {
-                self.close(group).await;
-                self.groups.log().remove_group(group).await.unwrap_or_else(|error| {
-                    tracing::warn!(%group, %error, "the log of a dropped database stays");
-                });
-                let (from, folder) = (self.database_folder(group), self.quarantine_folder());
-                let to = folder.join(format!("{group}-{}", self.clock.unix_ms()));
-                let moved = self.blocking.run(move || move_folder(&from, &folder, &to)).await;
-                match moved {
-                    Ok(()) => tracing::info!(%group, "a dropped database was put into quarantine"),
-                    Err(error) => tracing::warn!(%group, %error, "a dropped database stays where it is"),
+    /// Puts away what dropped databases left, open or not: this node may have been down when they were
+    /// dropped, or have been killed half way.
+    async fn put_away_dropped(
+        &self,
+        map: &map::ClusterMap,
+        stored: &mut HashSet<GroupId>,
+        failed: &mut Since,
+    ) {
+        let mut here: BTreeSet<GroupId> = stored.iter().copied().collect();
+        here.extend(self.open.read().expect("not poisoned").keys());
+        here.extend(self.groups.log().groups());
+        for group in here {
+            let dropped = map.group(group).is_some_and(|database| database.dropped);
+            if !dropped || failed.get(&group).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
+                continue;
+            }
+            match self.put_away(group).await {
+                Ok(()) => {
+                    tracing::info!(%group, "a dropped database was put into quarantine");
+                    stored.remove(&group);
+                    failed.remove(&group);
+                }
+                Err(error) => {
+                    let error = error.as_ref() as &dyn std::error::Error;
+                    tracing::warn!(%group, error, "a dropped database could not be put away; trying again");
+                    // Without its log it is found by nothing else any more.
+                    stored.insert(group);
+                    failed.insert(group, Instant::now());
                 }
             }
         }
+    }
+
+    /// Closes a replica, removes its log and moves its files into quarantine.
+    async fn put_away(&self, group: GroupId) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.close(group).await;
+        self.groups.log().remove_group(group).await?;
+        let (from, folder) = (self.database_folder(group), self.quarantine_folder());
+        let to = folder.join(format!("{group}-{}", self.clock.unix_ms()));
+        self.blocking.run(move || move_folder(&from, &folder, &to)).await?;
+        Ok(())
     }
 
     /// Removes what was in quarantine long enough.

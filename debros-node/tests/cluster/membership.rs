@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use debros_node::blocking::Blocking;
 use debros_node::launch::{Launched, launch};
-use debros_node::node::NodeFailure;
+use debros_node::raft::log::{LogStore, Options};
+use debros_proto::ClusterId;
 use debros_sdk::{ErrorKind, MemberState, NetworkInfo};
 use tokio::time::timeout;
 
@@ -13,9 +15,7 @@ use crate::support::{
 };
 
 async fn failure(node: &Launched) -> String {
-    match timeout(DEADLINE, node.failed()).await.expect("the node gives up in time") {
-        failure @ (NodeFailure::Enter(_) | NodeFailure::Log(_)) => whole(&failure),
-    }
+    whole(&timeout(DEADLINE, node.failed()).await.expect("the node gives up in time"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,4 +219,39 @@ async fn an_operator_initialises_a_cluster_of_waiting_nodes() {
     assert_eq!(client.cluster().initialise().await.unwrap_err().kind(), ErrorKind::AlreadyExists);
     client.close().await;
     futures::future::join_all(waiting.into_iter().map(Launched::shutdown)).await;
+}
+
+/// Killed between writing `member.json` and the first vote: nobody asks it a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_initialisation_that_was_cut_short_is_finished_at_the_next_start() {
+    let cluster = Cluster::empty().await;
+    let folder = cluster.folder().join("waiting");
+    let mut config = configuration(&folder, &[]);
+    config.node.node_type = debros_config::NodeType::Node;
+    let waiting = launch(&config).await.unwrap();
+    waiting.shutdown().await;
+    let log =
+        LogStore::open(folder.join("database/raft"), Blocking::Threads, Options::default()).await.unwrap();
+    assert_eq!(log.groups(), [], "a pristine log");
+    let id = ClusterId::from_bytes([7; 16]);
+    let member = format!(r#"{{"cluster_id": "{id}", "node_id": 1, "incarnation": "{}"}}"#, log.incarnation());
+    log.close().await.unwrap();
+    std::fs::write(folder.join("member.json"), member).unwrap();
+
+    let node = launch(&config).await.unwrap();
+    let joined = timeout(DEADLINE, node.node.joined()).await.expect("a working cluster");
+    assert_eq!((joined.id(), joined.map().cluster_id()), (id, Some(id)));
+    assert_eq!(joined.map().members().map(|member| member.id.0).collect::<Vec<_>>(), [1]);
+    let client = debros_sdk::Client::builder("app").bootstrap_peers([address_of(&node)]).connect();
+    let client = client.await.unwrap();
+    table(&client).await;
+    write(&client, 1).await;
+    holds(&client, &[1]).await;
+    client.close().await;
+    // Others are admitted to it.
+    let config = configuration(&cluster.folder().join("second"), &[address_of(&node)]);
+    let second = launch(&config).await.unwrap();
+    assert_eq!(timeout(DEADLINE, second.node.joined()).await.unwrap().id(), id);
+    second.shutdown().await;
+    node.shutdown().await;
 }

@@ -61,6 +61,9 @@ async fn written_here_read_there(clients: &[Client]) {
             let counted =
                 reader.database().query_with("SELECT count(*) FROM ships", params![], options).await;
             assert_eq!(counted.unwrap().first_as::<i64>().unwrap(), Some(30), "{consistency:?}");
+            // Every consistency reads whatever can be read.
+            let columns = reader.database().query_with("PRAGMA table_info(ships)", params![], options).await;
+            assert_ne!(columns.unwrap().count, 0, "{consistency:?}");
         }
     }
 }
