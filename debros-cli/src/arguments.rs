@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use debros_sdk::Consistency;
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use debros_sdk::{Consistency, OPERATION_TIMEOUT_MAX};
 
 use crate::format::Format;
 
@@ -39,6 +39,22 @@ pub(crate) struct Arguments {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// Reads the command line and the environment; a mistake ends the process with clap's message.
+    pub(crate) fn read() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// A variable that is set and empty says as much as one that is not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if is_empty(&arg) { arg.env(None) } else { arg })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// Options that may stand anywhere on the line.
@@ -262,11 +278,13 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err("use a number with ms, s or m, such as 500ms or 10s".to_owned()),
     };
     let number: f64 = number.parse().map_err(|_| "use a number with ms, s or m, such as 10s".to_owned())?;
-    let duration = Duration::try_from_secs_f64(number * seconds_per_unit);
-    duration
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "it must be more than nothing".to_owned())
+    match Duration::try_from_secs_f64(number * seconds_per_unit) {
+        Ok(Duration::ZERO) => Err("it must be more than nothing".to_owned()),
+        Ok(duration) if duration <= OPERATION_TIMEOUT_MAX => Ok(duration),
+        Ok(_) | Err(_) => {
+            Err(format!("no operation may take longer than {} s", OPERATION_TIMEOUT_MAX.as_secs()))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -301,7 +319,8 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
-        for wrong in ["", "s", "0s", "1h", "-1s", "1.2.3s"] {
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for wrong in ["", "s", "0s", "1h", "-1s", "1.2.3s", "10m", "300.1"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -4,10 +4,14 @@
 use std::io::Write;
 
 use clap::CommandFactory;
-use debros_sdk::{CreateOptions, Database, Error, Health, NetworkInfo, ReadOptions, RemoteDatabase};
+use debros_sdk::{
+    ConnectedNode, CreateOptions, Database, Error, Health, NetworkInfo, ReadOptions, RemoteDatabase, check,
+};
 use serde_json::{Value as Json, json};
 
-use crate::arguments::{Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query};
+use crate::arguments::{
+    Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query, ShellOptions,
+};
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
@@ -24,14 +28,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Query(query) => Some(parse_parameters(query)?),
         _ => None,
     };
+    check_names(&command)?;
     let connection = connection::establish(&global).await?;
     let outcome = match command {
         Command::Health => health(&global, &connection).await,
         Command::Peers => peers(&global, &connection).await,
         Command::Status => status(&global, &connection).await,
         Command::PeerId => {
-            let node = &connection.node;
-            print(global.format, || node.peer_id.clone(), || json::peer_id(node))
+            let told =
+                |node: &ConnectedNode| print(global.format, || node.peer_id.clone(), || json::peer_id(node));
+            connection.node().and_then(told)
         }
         Command::Connect { multiaddr } => connect(&global, &connection, &multiaddr).await,
         Command::Query(query) => {
@@ -79,6 +85,20 @@ fn parse_parameters(query: &Query) -> Result<debros_sdk::Parameters, Failure> {
         .map_err(|bad| Failure::usage(bad.0, "`debros help query` shows how parameters are written"))
 }
 
+fn check_names(command: &Command) -> Result<(), Failure> {
+    let checked = match command {
+        Command::Connect { multiaddr } => check::multiaddr(multiaddr),
+        Command::Database(DatabaseCommand::Create { name, .. } | DatabaseCommand::Drop { name, .. }) => {
+            check::database_name(name)
+        }
+        Command::Query(Query { options, .. }) | Command::Shell(ShellOptions { options }) => {
+            options.database.as_deref().map_or(Ok(()), check::database_name)
+        }
+        _ => Ok(()),
+    };
+    checked.map_err(|error| Failure::usage(error.to_string(), "correct it; `debros help` has examples"))
+}
+
 /// The database that a command speaks of.
 pub(crate) fn chosen_database(
     connection: &Connection,
@@ -124,10 +144,11 @@ async fn status(global: &Global, connection: &Connection) -> Result<(), Failure>
 
 async fn connect(global: &Global, connection: &Connection, multiaddr: &str) -> Result<(), Failure> {
     let network = connection.client.network();
+    let node = connection.node()?;
     let peer_id = network.connect_to_peer(multiaddr).await.map_err(failed("connect to that peer"))?;
     print(
         global.format,
-        || format!("{} is connected to {peer_id}", connection.node.peer_id),
+        || format!("{} is connected to {peer_id}", node.peer_id),
         || json!({ "peer_id": peer_id }),
     )
 }
@@ -140,11 +161,14 @@ async fn cluster(global: &Global, connection: &Connection, command: ClusterComma
             print(global.format, || table::members(&members), || json::members(&members))
         }
         ClusterCommand::Leave { node_id } => {
-            let epoch = cluster.leave(node_id).await.map_err(failed("let the member leave"))?;
-            let who = node_id.map_or_else(|| "the connected node".to_owned(), |id| format!("node {id}"));
+            let node_id = match node_id {
+                Some(node_id) => node_id,
+                None => connected_member(connection).await?,
+            };
+            let epoch = cluster.leave(Some(node_id)).await.map_err(failed("let the member leave"))?;
             print(
                 global.format,
-                || format!("{who} has left as of epoch {epoch}; it can be stopped now"),
+                || format!("node {node_id} has left as of epoch {epoch}; it can be stopped now"),
                 || json!({"node_id": node_id, "epoch": epoch}),
             )
         }
@@ -153,6 +177,26 @@ async fn cluster(global: &Global, connection: &Connection, command: ClusterComma
             print(global.format, || format!("initialised cluster {id}"), || json!({"cluster_id": id}))
         }
     }
+}
+
+/// The member that the connected node is. Told before it leaves, so that nobody wonders which it was.
+async fn connected_member(connection: &Connection) -> Result<u64, Failure> {
+    let node = connection.node()?;
+    let status = connection.client.network().get_status().await.map_err(failed("read the node's id"))?;
+    if status.node_id != node.peer_id {
+        let message = format!(
+            "the connected node {} does not answer any more; name the member that is to leave",
+            node.peer_id
+        );
+        return Err(Failure::Local { message });
+    }
+    if status.member_id == 0 {
+        return Err(Failure::Local {
+            message: format!("the connected node {} is not a member of a cluster yet", node.peer_id),
+        });
+    }
+    eprintln!("the connected node {} is node {}", node.peer_id, status.member_id);
+    Ok(status.member_id)
 }
 
 async fn database(global: &Global, connection: &Connection, command: DatabaseCommand) -> Result<(), Failure> {

@@ -16,7 +16,16 @@ const LOCAL_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// A client, and the node that answered it.
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    pub(crate) node: ConnectedNode,
+    node: Option<ConnectedNode>,
+}
+
+impl Connection {
+    /// The node that answered, for commands that speak of it.
+    pub(crate) fn node(&self) -> Result<&ConnectedNode, Failure> {
+        self.node.as_ref().ok_or_else(|| Failure::Local {
+            message: "the node that was connected is no member of the cluster, or is gone".to_owned(),
+        })
+    }
 }
 
 /// Connects as the command line says.
@@ -36,11 +45,10 @@ pub(crate) async fn establish(global: &Global) -> Result<Connection, Failure> {
         builder = builder.cluster_secret_file(file);
     }
     let client = builder.connect().await.map_err(|error| refused(error, named))?;
-    let node = client
-        .connected_node()
-        .unwrap_or_else(|| ConnectedNode { peer_id: String::new(), address: String::new() });
+    let node = client.connected_node();
     if !named {
-        let place = if node.address.is_empty() { "this machine" } else { &node.address };
+        let address = node.as_ref().map(|node| node.address.as_str()).filter(|address| !address.is_empty());
+        let place = address.unwrap_or("this machine");
         eprintln!("using the node at {place}; name another with -b or DEBROS_BOOTSTRAP");
     }
     Ok(Connection { client, node })

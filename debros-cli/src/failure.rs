@@ -89,7 +89,10 @@ impl Failure {
     pub(crate) fn text(&self) -> Option<String> {
         match self {
             Self::Operation { action, error, exit } => {
-                let next = next_step(error.kind(), *exit);
+                let next = match error.sqlite_code() {
+                    Some(_) if error.kind() == ErrorKind::PermissionDenied => REFUSED_STATEMENT,
+                    _ => next_step(error.kind(), *exit),
+                };
                 Some(format!("error: cannot {action}\n  why:  {error}\n  next: {next}"))
             }
             Self::NoLocalNode { message, .. } => {
@@ -111,6 +114,10 @@ impl Failure {
         }
     }
 }
+
+/// SQLite's own refusal has nothing to do with who asks.
+const REFUSED_STATEMENT: &str =
+    "no node runs such a statement, whoever sends it; write it without what the message names";
 
 fn next_step(kind: ErrorKind, exit: Exit) -> &'static str {
     if exit == Exit::UnknownOutcome {

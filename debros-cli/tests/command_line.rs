@@ -41,7 +41,7 @@ fn help_is_as_it_was_reviewed() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 11] = [
         &["query"],
         &["nonsense"],
         &["status", "-t", "soon"],
@@ -49,6 +49,10 @@ fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
         &["query", "SELECT ?", ":a=1", "2"],
         &["status", "-b", "127.0.0.1:4001"],
         &["status", "-n", "My App"],
+        &["status", "-t", "10m"],
+        &["connect", "nonsense"],
+        &["database", "create", "Bad Name"],
+        &["query", "-d", "Bad Name", "SELECT 1"],
     ];
     for arguments in cases {
         let output = debros(arguments);
@@ -91,6 +95,16 @@ fn options_come_from_the_environment_too() {
         .expect("the binary starts");
     assert_eq!(output.status.code(), Some(3));
     assert!(text(&output.stdout).contains(&address));
+}
+
+#[test]
+fn an_empty_variable_is_one_that_is_not_set() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_debros"));
+    for name in ["BOOTSTRAP", "FORMAT", "TIMEOUT", "NAMESPACE", "CLUSTER_SECRET_FILE", "DATABASE"] {
+        command.env(format!("DEBROS_{name}"), "");
+    }
+    let output = command.args(["query", "SELECT 1", "-b", &deserted()]).output().expect("the binary starts");
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
 }
 
 #[test]

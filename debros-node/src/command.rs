@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use debros_config::{Config, ListenAddress, Loaded, NodeType, PeerAddress};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::dev::{self, DevOptions};
+use crate::dev::{self, DevCluster, DevError, DevOptions};
 use crate::launch::{Launched, launch};
 use crate::logging;
 
@@ -109,8 +109,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(Command::Config(command)) => configuration(command),
         Some(Command::Dev(arguments)) => runtime()?.block_on(run_dev(arguments)),
         None => {
-            let config = start_config(arguments.start)?;
-            runtime()?.block_on(run_node(config))
+            let loaded = start_config(arguments.start)?;
+            runtime()?.block_on(run_node(loaded))
         }
     }
 }
@@ -151,9 +151,13 @@ fn configuration(command: ConfigCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_config(arguments: StartArguments) -> anyhow::Result<Config> {
+/// The configuration of file, environment and command line, with what is to be said about all of it.
+fn start_config(arguments: StartArguments) -> anyhow::Result<Loaded> {
     let StartArguments { file, data_dir, listen, bootstrap, http_port, admin_port, begin } = arguments;
-    let Loaded { mut config, .. } = load(&file.config)?;
+    let Loaded { mut config, mut warnings } = load(&file.config)?;
+    // What keys are to each other is judged below, once the command line has had its say.
+    let premature = config.warnings();
+    warnings.retain(|warning| !premature.contains(warning));
     if let Some(folder) = data_dir {
         // A derived database folder follows the data folder; one that was named stays.
         config.database.data_dir =
@@ -172,12 +176,14 @@ fn start_config(arguments: StartArguments) -> anyhow::Result<Config> {
         config.node.node_type = NodeType::Bootstrap;
     }
     config.validate()?;
-    Ok(config)
+    warnings.extend(config.warnings());
+    Ok(Loaded { config, warnings })
 }
 
-async fn run_node(config: Config) -> anyhow::Result<ExitCode> {
+async fn run_node(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    let Loaded { config, warnings } = loaded;
     logging::start(&config)?;
-    for warning in config.warnings() {
+    for warning in warnings {
         tracing::warn!("{warning}");
     }
     for key in config.not_in_effect() {
@@ -204,20 +210,22 @@ fn announce(launched: &Launched) {
     tracing::info!("HTTP API on {}, health and metrics on {}", launched.http, launched.admin);
 }
 
-async fn asked_to_stop() {
+/// Watches from the call on, not only once it is awaited.
+fn asked_to_stop() -> impl Future<Output = ()> {
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("asked to stop by SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("asked to stop by SIGINT"),
+    async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("asked to stop by SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("asked to stop by SIGINT"),
+        }
     }
 }
 
 async fn run_dev(arguments: DevArguments) -> anyhow::Result<ExitCode> {
-    let level = std::env::var("LOG_LEVEL").unwrap_or_else(|_| "warn".to_owned());
-    let mut config = Config::default();
-    config.logging.level = level;
-    logging::start(&config)?;
+    logging::start(&dev_log()?)?;
+    // From the beginning: a cluster that is forming is stopped as cleanly as one that has formed.
+    let mut stop = Box::pin(asked_to_stop());
     let temporary = temporary_folder(&arguments)?;
     let folder = arguments.data_dir.as_deref().or(temporary.as_ref().map(TemporaryFolder::path));
     let folder = folder.expect("one of the two is there");
@@ -227,20 +235,45 @@ async fn run_dev(arguments: DevArguments) -> anyhow::Result<ExitCode> {
         first_listen_port: arguments.port,
     };
     println!("starting {} nodes under {}", options.nodes, folder.display());
-    let cluster = dev::start(folder, &options).await?;
-    println!("{} members, fully connected after {:.1} s\n", options.nodes, cluster.formed_in.as_secs_f64());
+    if let Some(cluster) = dev::start(folder, &options, &mut stop).await? {
+        println!("{} nodes are up; waiting until all are members and connected", options.nodes);
+        let outcome = attend(&cluster, arguments.once, stop).await;
+        cluster.shutdown().await;
+        outcome?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How `dev` logs: as a node does, but quieter, because many nodes speak at once. Only what concerns the
+/// log is taken from the environment, for everything else is chosen here.
+fn dev_log() -> anyhow::Result<Config> {
+    let of_the_log = |name: &str| name == "LOG_LEVEL" || name.starts_with("DEBROS_LOGGING_");
+    let environment = std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_the_log));
+    Ok(Config::from_yaml_and_environment("logging: { level: warn }", environment)?.config)
+}
+
+/// Tells of the cluster until it is to be stopped.
+async fn attend(
+    cluster: &DevCluster,
+    once: bool,
+    mut stop: impl Future<Output = ()> + Unpin,
+) -> Result<(), DevError> {
+    let formed_in = tokio::select! {
+        formed = cluster.formed() => formed?,
+        () = &mut stop => return Ok(()),
+    };
+    println!("{} members, fully connected after {:.1} s\n", cluster.nodes.len(), formed_in.as_secs_f64());
     for (number, launched) in cluster.nodes.iter().enumerate() {
         let peer = launched.node.peer_id();
         let address = launched.node.addresses().first().map(ToString::to_string).unwrap_or_default();
         println!("node {}  {address}/p2p/{peer}", number + 1);
         println!("        HTTP http://{}  health and metrics http://{}", launched.http, launched.admin);
     }
-    if !arguments.once {
+    if !once {
         println!("\ntry: debros query \"SELECT 1\"\nCtrl-C stops the cluster");
-        asked_to_stop().await;
+        stop.await;
     }
-    cluster.shutdown().await;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// A folder that goes with the process.

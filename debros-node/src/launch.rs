@@ -10,6 +10,7 @@ use debros_config::Config;
 use debros_net::identity::{self, IdentityError};
 use debros_net::{ClusterSecret, Host, HostConfig, HostError, Multiaddr, SecretError};
 use debros_proto::ClusterId;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ use crate::clock::Clock;
 use crate::cluster::ReconcileOptions;
 use crate::http::admin::AdminParts;
 use crate::http::{self, Listen, ListenError, TlsFiles};
+use crate::metrics;
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
 use crate::raft::{RaftOptions, log};
 
@@ -133,27 +135,29 @@ async fn listen(config: &Config, node: &Node) -> Result<Listeners, ListenError> 
         }
         _ => None,
     };
-    let metrics = node.http_metrics().clone();
+    let http_metrics = node.http_metrics().clone();
     let (databases, cluster, health) = (node.databases(), node.cluster_service(), node.health());
-    let api = http::rqlite::router(databases.clone(), cluster.clone(), health.clone(), &metrics);
-    let registry = node.registry().clone();
+    let api = http::rqlite::router(databases.clone(), cluster.clone(), health.clone(), &http_metrics);
+    let (registry, process) = (node.registry().clone(), metrics::process());
     let parts = AdminParts {
         cluster: cluster.clone(),
         health: health.clone(),
         metrics: Arc::new(move || {
             let mut text = String::new();
             // Writing into a string cannot fail.
-            let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+            let _ = encode_registry(&mut text, &registry)
+                .and_then(|()| encode_registry(&mut text, &process))
+                .and_then(|()| encode_eof(&mut text));
             text
         }),
         shutdown: node.stopping(),
     };
-    let admin = http::admin::router(parts, &metrics);
+    let admin = http::admin::router(parts, &http_metrics);
     let listen =
         Listen { name: "http", key: "database.rqlite_port", address: config.http_socket(), tls: tls.clone() };
-    let (http, api) = http::serve(listen, api, metrics.clone(), stop.clone()).await?;
+    let (http, api) = http::serve(listen, api, http_metrics.clone(), stop.clone()).await?;
     let listen = Listen { name: "admin", key: "admin.port", address: config.admin_socket(), tls };
-    match http::serve(listen, admin, metrics, stop.clone()).await {
+    match http::serve(listen, admin, http_metrics, stop.clone()).await {
         Ok((admin_address, admin)) => Ok((http, admin_address, stop, vec![api, admin])),
         Err(error) => {
             stop.cancel();

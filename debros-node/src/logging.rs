@@ -1,13 +1,19 @@
-//! The log: level, form and place as the configuration says.
+//! The log: level, form and place as the configuration says, and the node's name in every line.
 
+use std::fmt;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use debros_config::{Config, LogFormat};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +60,49 @@ pub fn start(config: &Config) -> Result<(), LoggingError> {
     // Colours are for people, not for files and collectors.
     let colours = logging.output_file.is_none() && std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let name = config.node.id.clone();
     match logging.format {
-        LogFormat::Text => log.with_ansi(colours).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(colours).with_timer(NamedTime(name)).init(),
+        LogFormat::Json => log.json().map_event_format(|json| NamedJson { name, json }).init(),
     }
     Ok(())
+}
+
+/// The time and, where the node has one, its name.
+struct NamedTime(Option<String>);
+
+impl FormatTime for NamedTime {
+    fn format_time(&self, to: &mut Writer<'_>) -> fmt::Result {
+        SystemTime.format_time(to)?;
+        self.0.as_ref().map_or(Ok(()), |name| write!(to, " {name}"))
+    }
+}
+
+/// An object per line, with the node's name where it has one.
+struct NamedJson<F> {
+    name: Option<String>,
+    json: F,
+}
+
+impl<S, N, F> FormatEvent<S, N> for NamedJson<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(name) = &self.name else { return self.json.format_event(context, to, event) };
+        let mut line = String::new();
+        self.json.format_event(context, Writer::new(&mut line), event)?;
+        // A name has no character that JSON would escape.
+        match line.strip_prefix('{') {
+            Some(rest) => write!(to, "{{\"node\":\"{name}\",{rest}"),
+            None => to.write_str(&line),
+        }
+    }
 }

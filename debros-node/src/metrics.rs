@@ -1,17 +1,19 @@
-//! Metrics that belong to no request: the Raft log and the groups. Labels are bounded: a group is
+//! Metrics that belong to no request: the Raft log, the groups, the process. Labels are bounded: a group is
 //! never one, only counts over groups are given.
+
+mod process;
 
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::raft::log::{self, Flush};
 use crate::raft::{Groups, Role};
+use process::ProcessCollector;
 
 /// From a fast disk's flush to one that endangers elections, in seconds.
 const FLUSH_BUCKETS: [f64; 12] =
@@ -41,6 +43,13 @@ pub fn register_groups(registry: &mut Registry, groups: Groups) {
     registry.register_collector(Box::new(GroupsCollector(groups)));
 }
 
+/// The process's own metrics, in a registry of their own: a process may have many nodes.
+pub fn process() -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessCollector));
+    registry
+}
+
 struct GroupsCollector(Groups);
 
 impl std::fmt::Debug for GroupsCollector {
@@ -55,7 +64,8 @@ impl Collector for GroupsCollector {
         let count = |wanted: &dyn Fn(&crate::raft::Status) -> bool| {
             i64::try_from(statuses.iter().filter(|status| wanted(status)).count()).unwrap_or(i64::MAX)
         };
-        let gauges: [(&str, &str, i64); 5] = [
+        let terms: u64 = statuses.iter().map(|status| status.term).sum();
+        let gauges: [(&str, &str, i64); 6] = [
             ("debros_raft_groups", "Replicas on this node", count(&|_| true)),
             (
                 "debros_raft_groups_led",
@@ -81,15 +91,18 @@ impl Collector for GroupsCollector {
                     .max()
                     .map_or(0, |lag| i64::try_from(lag).unwrap_or(i64::MAX)),
             ),
+            // No counter: it falls when a replica goes.
+            (
+                "debros_raft_terms",
+                "Sum of the terms of this node's groups; rises with every election",
+                i64::try_from(terms).unwrap_or(i64::MAX),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
-        let terms = ConstCounter::new(statuses.iter().map(|status| status.term).sum::<u64>());
-        let help = "Terms that this node's groups have gone through";
-        let metric = encoder.encode_descriptor("debros_raft_terms", help, None, terms.metric_type())?;
-        terms.encode(metric)
+        Ok(())
     }
 }

@@ -26,9 +26,11 @@ pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const ATTEMPTS_DEFAULT: u32 = 3;
 /// The pause between attempts to connect.
 pub const RETRY_DELAY_DEFAULT: Duration = Duration::from_secs(5);
+/// One operation takes at most this long, with all its retries.
+pub const OPERATION_TIMEOUT_MAX: Duration = limits::REQUEST_TIMEOUT_MAX;
 
 /// Learning the other members is worth this much of the time to connect. A node that has not joined a
-/// cluster yet knows none, and takes as long to say so.
+/// cluster yet is asked again and again for as long.
 const FIRST_REFRESH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Builds a [`Client`].
@@ -105,9 +107,10 @@ impl ClientBuilder {
         self
     }
 
-    /// How long one operation may take with all its retries; 10 s by default, at most 300 s.
+    /// How long one operation may take with all its retries; 10 s by default, at most
+    /// [`OPERATION_TIMEOUT_MAX`].
     pub fn operation_timeout(mut self, timeout: Duration) -> Self {
-        self.operation_timeout = timeout.min(limits::REQUEST_TIMEOUT_MAX);
+        self.operation_timeout = timeout.min(OPERATION_TIMEOUT_MAX);
         self
     }
 

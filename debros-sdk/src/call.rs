@@ -144,8 +144,13 @@ enum Next {
 }
 
 impl Shared {
-    /// Carries out an operation; `send` makes one attempt on a channel.
-    pub(crate) async fn call<Q, R, S, F>(&self, plan: &Plan, request: Q, send: S) -> Result<Answer<R>, Failed>
+    /// Carries out an operation; `send` makes one attempt on a channel, with a copy of the request.
+    pub(crate) async fn call<Q, R, S, F>(
+        &self,
+        plan: &Plan,
+        request: &Q,
+        send: S,
+    ) -> Result<Answer<R>, Failed>
     where
         Q: HasHeader + Clone + Send + Sync,
         S: Fn(Channel, Q) -> F + Sync,
@@ -310,11 +315,10 @@ impl<'s> Course<'s> {
             }
             Outcome::Refused(failure) => {
                 self.reached = true;
-                let unfit = matches!(failure.code, ErrorCode::NotReady | ErrorCode::ShuttingDown);
-                if unfit {
-                    self.shared.nodes().failed(peer, Instant::now());
-                } else {
-                    self.shared.nodes().answered(peer);
+                match failure.code {
+                    ErrorCode::NotReady => self.shared.nodes().unfit(peer, Instant::now()),
+                    ErrorCode::ShuttingDown => self.shared.nodes().failed(peer, Instant::now()),
+                    _ => self.shared.nodes().answered(peer),
                 }
                 Err(self.after_refusal(peer, failure))
             }

@@ -111,7 +111,7 @@ impl Client {
             if_not_exists: options.if_not_exists,
         };
         let plan = self.plan_definition(options.if_not_exists);
-        let answer = self.shared.call(&plan, request, rpc::create_database).await;
+        let answer = self.shared.call(&plan, &request, rpc::create_database).await;
         let created = answer.map_err(Failed::into_write_error)?.value;
         self.shared.ask_for_refresh();
         Ok(created.database.unwrap_or_default().into())
@@ -125,7 +125,7 @@ impl Client {
         let name = DatabaseName::new(name)?;
         let request = v1::DropDatabaseRequest { header: None, database: name.to_string(), if_exists };
         let plan = self.plan_definition(if_exists);
-        let answer = self.shared.call(&plan, request, rpc::drop_database).await;
+        let answer = self.shared.call(&plan, &request, rpc::drop_database).await;
         answer.map_err(Failed::into_write_error)?;
         self.shared.forget_writer(&name);
         Ok(())
@@ -137,7 +137,7 @@ impl Client {
     /// Whatever an unavailable cluster gives.
     pub async fn list_databases(&self) -> Result<Vec<DatabaseInfo>, Error> {
         let request = v1::ListDatabasesRequest::default();
-        let answer = self.shared.call(&self.shared.plan_any(), request, rpc::list_databases).await;
+        let answer = self.shared.call(&self.shared.plan_any(), &request, rpc::list_databases).await;
         let databases = answer.map_err(Failed::into_read_error)?.value.databases;
         Ok(databases.into_iter().map(DatabaseInfo::from).collect())
     }
@@ -156,7 +156,7 @@ impl Client {
         Cluster::new(self.clone())
     }
 
-    /// The node that answered last where any node would do; `None` while none answers.
+    /// The node that is asked first where any node will do; `None` while none answers.
     pub fn connected_node(&self) -> Option<ConnectedNode> {
         let peer = self.shared.nodes().home()?;
         let known = self.shared.network().peers().into_iter().find(|known| known.peer == peer);

@@ -7,7 +7,6 @@ use debros_proto::v1;
 use crate::call::{Failed, Plan, Target};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
-use crate::network_info::NetworkInfo;
 use crate::rpc;
 
 /// Replicas are copied before a member may go: an operation's usual timeout is too short for that.
@@ -90,7 +89,7 @@ impl Cluster {
     /// Whatever an unavailable cluster gives.
     pub async fn members(&self) -> Result<Members, Error> {
         let shared = self.client.shared();
-        let answer = shared.call(&shared.plan_any(), v1::MembersRequest::default(), rpc::members).await;
+        let answer = shared.call(&shared.plan_any(), &v1::MembersRequest::default(), rpc::members).await;
         let response = answer.map_err(Failed::into_read_error)?.value;
         let mut members: Vec<Member> = response.members.into_iter().map(Member::from).collect();
         members.sort_by_key(|member| member.node_id);
@@ -98,7 +97,8 @@ impl Cluster {
     }
 
     /// Lets a member leave: its replicas move away before this returns, for which it waits at least
-    /// [`LEAVE_TIMEOUT_MIN`]. `None` is the connected node. Gives the epoch of the map without it.
+    /// [`LEAVE_TIMEOUT_MIN`]. `None` is the node that [`Client::connected_node`] gives at this moment.
+    /// Gives the epoch of the map without it.
     ///
     /// # Errors
     /// `NotFound` for no such member; an unknown outcome when the connection broke meanwhile.
@@ -112,12 +112,20 @@ impl Cluster {
         let request = v1::LeaveRequest { header: None, node_id };
         let timeout = shared.settings().operation_timeout.max(LEAVE_TIMEOUT_MIN);
         let plan = Plan { target: Target::Any, deadline: shared.deadline(Some(timeout)), repeatable: false };
-        let answer = shared.call(&plan, request, rpc::leave).await;
+        let answer = shared.call(&plan, &request, rpc::leave).await;
         Ok(answer.map_err(Failed::into_write_error)?.value.epoch)
     }
 
     async fn connected_member(&self) -> Result<u64, Error> {
-        match self.client.network().get_status().await?.member_id {
+        let shared = self.client.shared();
+        // Whoever would answer for a node that is gone must not be removed in its stead.
+        let Some(connected) = shared.nodes().home() else {
+            let message = "the connected node does not answer; name the member that is to leave";
+            return Err(Error::new(ErrorKind::Unreachable, message));
+        };
+        let plan = Plan { target: Target::Node(connected), ..shared.plan_any() };
+        let answer = shared.call(&plan, &v1::StatusRequest::default(), rpc::status).await;
+        match answer.map_err(Failed::into_read_error)?.value.node_id {
             0 => Err(Error::new(ErrorKind::NotReady, "the connected node is not a member of a cluster yet")),
             node_id => Ok(node_id),
         }
@@ -130,7 +138,7 @@ impl Cluster {
     pub async fn initialise(&self) -> Result<String, Error> {
         let shared = self.client.shared();
         let plan = shared.plan_connected_node()?;
-        let answer = shared.call(&plan, v1::InitialiseRequest::default(), rpc::initialise).await;
+        let answer = shared.call(&plan, &v1::InitialiseRequest::default(), rpc::initialise).await;
         Ok(answer.map_err(Failed::into_write_error)?.value.cluster_id)
     }
 }

@@ -76,7 +76,10 @@ async fn transactions(database: &dyn Database) {
     let failed = database.transaction(vec![insert(2), insert(1), insert(3)]).await.expect_err("not unique");
     assert_eq!(failed.kind(), ErrorKind::Sql);
     assert!(!failed.maybe_applied());
+    assert_eq!(failed.statement(), Some(1), "{failed}");
     assert!(failed.to_string().contains("statement 2"), "{failed}");
+    let failed = database.transaction(vec![insert(1), insert(2)]).await.expect_err("not unique");
+    assert_eq!((failed.kind(), failed.statement()), (ErrorKind::Sql, Some(0)), "{failed}");
     let count = database.query("SELECT count(*) FROM conformance_unique", params![]).await.expect("a count");
     assert_eq!(count.first_as::<i64>().expect("a number"), Some(1), "all statements or none");
     assert!(database.transaction(Vec::new()).await.expect("nothing to do").is_empty());

@@ -138,7 +138,7 @@ impl RemoteDatabase {
             _ => Target::Leader(self.name.to_string()),
         };
         let plan = Plan { target, deadline: shared.deadline(options.timeout), repeatable: true };
-        let answer = shared.call(&plan, request, rpc::query).await.map_err(Failed::into_read_error)?;
+        let answer = shared.call(&plan, &request, rpc::query).await.map_err(Failed::into_read_error)?;
         shared.learn_leader(self.name.as_str(), answer.value.leader.as_ref());
         if answer.rough {
             shared.ask_for_refresh();

@@ -59,6 +59,7 @@
 mod address;
 mod builder;
 mod call;
+pub mod check;
 mod classify;
 mod client;
 mod cluster;
@@ -82,7 +83,9 @@ mod statement;
 mod value;
 mod writer;
 
-pub use builder::{ATTEMPTS_DEFAULT, CONNECT_TIMEOUT_DEFAULT, ClientBuilder, RETRY_DELAY_DEFAULT};
+pub use builder::{
+    ATTEMPTS_DEFAULT, CONNECT_TIMEOUT_DEFAULT, ClientBuilder, OPERATION_TIMEOUT_MAX, RETRY_DELAY_DEFAULT,
+};
 pub use client::{Client, ConnectedNode, CreateOptions, DatabaseInfo};
 pub use cluster::{Cluster, LEAVE_TIMEOUT_MIN, Member, MemberState, Members};
 pub use database::{Consistency, Database, ReadOptions, RemoteDatabase};

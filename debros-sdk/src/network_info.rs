@@ -215,9 +215,20 @@ impl RemoteNetwork {
             timeout: Some(PROBE_TIMEOUT),
             ..ReadOptions::default()
         };
-        let answer = self.client.database().query_with("SELECT 1", Parameters::default(), options).await;
+        // A read would create the namespace's default database.
+        let database = self.client.database();
+        let answer = match self.client.list_databases().await {
+            Ok(known) if known.iter().all(|known| known.name != database.name()) => {
+                Ok("there is no database yet; the cluster's map was read")
+            }
+            Ok(_) => database
+                .query_with("SELECT 1", Parameters::default(), options)
+                .await
+                .map(|_| "a linearizable read was answered"),
+            Err(error) => Err(error),
+        };
         let (status, message) = match answer {
-            Ok(_) => (Health::Healthy, "a linearizable read was answered".to_owned()),
+            Ok(message) => (Health::Healthy, message.to_owned()),
             Err(error) => (Health::Unhealthy, error.to_string()),
         };
         HealthCheck { status, message, took: started.elapsed() }
@@ -231,7 +242,7 @@ impl RemoteNetwork {
             let started = tokio::time::Instant::now();
             let deadline = shared.deadline(Some(PROBE_TIMEOUT));
             let plan = Plan { target: Target::Node(peer), deadline, repeatable: true };
-            let answer = shared.call(&plan, v1::HealthRequest::default(), rpc::health).await;
+            let answer = shared.call(&plan, &v1::HealthRequest::default(), rpc::health).await;
             let name = format!("node {peer}");
             match answer {
                 Ok(answer) => node_checks(&name, answer.value, started.elapsed()),
@@ -264,14 +275,16 @@ fn node_checks(node: &str, answer: v1::HealthResponse, took: Duration) -> Vec<(S
 impl NetworkInfo for RemoteNetwork {
     async fn get_peers(&self) -> Result<Vec<PeerInfo>, Error> {
         let shared = self.client.shared();
-        let answer = shared.call(&shared.plan_any(), v1::PeersRequest::default(), rpc::peers).await;
+        let plan = shared.plan_about_connected_node()?;
+        let answer = shared.call(&plan, &v1::PeersRequest::default(), rpc::peers).await;
         let peers = answer.map_err(Failed::into_read_error)?.value.peers;
         Ok(peers.into_iter().map(PeerInfo::from).collect())
     }
 
     async fn get_status(&self) -> Result<NetworkStatus, Error> {
         let shared = self.client.shared();
-        let answer = shared.call(&shared.plan_any(), v1::StatusRequest::default(), rpc::status).await;
+        let plan = shared.plan_about_connected_node()?;
+        let answer = shared.call(&plan, &v1::StatusRequest::default(), rpc::status).await;
         Ok(answer.map_err(Failed::into_read_error)?.value.into())
     }
 
@@ -279,7 +292,7 @@ impl NetworkInfo for RemoteNetwork {
         let plan = self.client.shared().plan_connected_node()?;
         crate::address::parse(address)?;
         let request = v1::ConnectPeerRequest { header: None, address: address.to_owned() };
-        let answer = self.client.shared().call(&plan, request, rpc::connect_peer).await;
+        let answer = self.client.shared().call(&plan, &request, rpc::connect_peer).await;
         Ok(answer.map_err(Failed::into_read_error)?.value.peer_id)
     }
 
@@ -287,7 +300,7 @@ impl NetworkInfo for RemoteNetwork {
         let plan = self.client.shared().plan_connected_node()?;
         crate::address::parse_peer_id(peer_id)?;
         let request = v1::DisconnectPeerRequest { header: None, peer_id: peer_id.to_owned() };
-        let answer = self.client.shared().call(&plan, request, rpc::disconnect_peer).await;
+        let answer = self.client.shared().call(&plan, &request, rpc::disconnect_peer).await;
         answer.map(drop).map_err(Failed::into_read_error)
     }
 

@@ -22,7 +22,7 @@ const NODES_MAX: usize = 2 * limits::MESH_NODES_MAX;
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     known: BTreeMap<PeerId, Node>,
-    /// The last node that answered: asked first where any node will do.
+    /// The connected node: the first that answered, until it fails. Asked first where any node will do.
     home: Option<PeerId>,
     /// By database, who led when last heard.
     leaders: HashMap<String, PeerId>,
@@ -68,12 +68,17 @@ impl Nodes {
 
     /// The node could not be reached, or its connection broke.
     pub(crate) fn failed(&mut self, peer: PeerId, now: Instant) {
+        self.unfit(peer, now);
+        self.home = self.home.filter(|home| *home != peer);
+    }
+
+    /// The node answered that it cannot serve yet: others are asked first, and it stays connected.
+    pub(crate) fn unfit(&mut self, peer: PeerId, now: Instant) {
         if let Some(node) = self.known.get_mut(&peer) {
             let avoid = AVOID_FIRST.saturating_mul(1 << node.failures.min(8)).min(AVOID_MAX);
             node.failures = node.failures.saturating_add(1);
             node.avoid_until = Some(now + avoid);
         }
-        self.home = self.home.filter(|home| *home != peer);
         self.leaders.retain(|_, leader| *leader != peer);
     }
 

@@ -81,7 +81,7 @@ pub(crate) async fn refresh(shared: &Shared, within: Duration) {
         dial_bootstrap(shared).await;
     }
     let plan = Plan { target: Target::Any, deadline: shared.deadline(Some(within)), repeatable: true };
-    let members = match shared.call(&plan, v1::MembersRequest::default(), rpc::members).await {
+    let members = match shared.call(&plan, &v1::MembersRequest::default(), rpc::members).await {
         Ok(answer) => answer.value.members,
         Err(failed) => {
             tracing::debug!(reason = %failed.failure, "cannot refresh the members");
@@ -89,7 +89,7 @@ pub(crate) async fn refresh(shared: &Shared, within: Duration) {
         }
     };
     let by_node_id = learn_members(shared, &members);
-    match shared.call(&plan, v1::ListDatabasesRequest::default(), rpc::list_databases).await {
+    match shared.call(&plan, &v1::ListDatabasesRequest::default(), rpc::list_databases).await {
         Ok(answer) => {
             for database in answer.value.databases {
                 if let Some(leader) = by_node_id.get(&database.leader) {
@@ -107,7 +107,7 @@ fn learn_members(shared: &Shared, members: &[v1::Member]) -> HashMap<u64, PeerId
         .filter_map(|member| Some((member.node_id, shared.learn(&member.peer_id, &member.addresses)?)))
         .collect();
     let peers: BTreeSet<PeerId> = by_node_id.values().copied().collect();
-    // A node that has not joined yet knows no members, not even itself.
+    // An answer in which no id can be read must not leave nobody to ask.
     if !peers.is_empty() {
         shared.nodes().retain(&peers);
     }

@@ -72,9 +72,8 @@ pub struct ExecuteResult {
 
 /// Every statement's result; the first that failed is the error of all.
 pub(crate) fn all(results: Vec<v1::StatementResult>, expected: usize) -> Result<Vec<QueryResult>, Error> {
-    // A transaction that was rolled back may be answered by its error alone, which then names the
-    // statement in its message; else the place of the error does.
-    let placed = expected > 1 && results.len() > 1;
+    // The results end with the error, so its place says which statement failed.
+    let several = expected > 1;
     let mut converted = Vec::with_capacity(results.len());
     for (index, result) in results.into_iter().enumerate() {
         match result.outcome {
@@ -84,7 +83,7 @@ pub(crate) fn all(results: Vec<v1::StatementResult>, expected: usize) -> Result<
             }
             Some(v1::statement_result::Outcome::Error(error)) => {
                 let error = Error::from_sql(error);
-                return Err(if placed { error.at_statement(index) } else { error });
+                return Err(if several { error.at_statement(index) } else { error });
             }
             None => converted.push(QueryResult::default()),
         }
@@ -135,17 +134,21 @@ mod tests {
 
     #[test]
     fn the_first_failed_statement_of_several_is_named() {
-        let error =
-            v1::SqlError { message: "no such table: t".into(), sqlite_code: 1, code: ErrorCode::Sql as i32 };
-        let results = vec![
-            outcome(v1::statement_result::Outcome::Counts(v1::Counts::default())),
-            outcome(v1::statement_result::Outcome::Error(error)),
-        ];
-        let error = all(results, 2).unwrap_err();
-        assert_eq!((error.kind(), error.statement()), (ErrorKind::Sql, Some(1)));
-        let alone = v1::SqlError { message: "statement 2: no (rolled back)".into(), ..Default::default() };
-        let error = all(vec![outcome(v1::statement_result::Outcome::Error(alone))], 2).unwrap_err();
-        assert_eq!(error.to_string(), "statement 2: no (rolled back)");
+        let failed_at = |index: usize| {
+            let error = v1::SqlError {
+                message: "no such table: t".into(),
+                sqlite_code: 1,
+                code: ErrorCode::Sql as i32,
+            };
+            let mut results = vec![v1::StatementResult::default(); index];
+            results.push(outcome(v1::statement_result::Outcome::Error(error)));
+            results
+        };
+        for index in [0, 1] {
+            let error = all(failed_at(index), 2).unwrap_err();
+            assert_eq!((error.kind(), error.statement()), (ErrorKind::Sql, Some(index)));
+        }
+        assert_eq!(one(failed_at(0)).unwrap_err().statement(), None, "there is no other");
         assert_eq!(all(vec![], 1).unwrap_err().kind(), ErrorKind::Internal);
     }
 }

@@ -137,6 +137,11 @@ impl Shared {
         Ok(Plan { target: Target::Node(peer), deadline: self.deadline(None), repeatable: false })
     }
 
+    /// A question about the connected node, which no other node can answer.
+    pub(crate) fn plan_about_connected_node(&self) -> Result<Plan, Error> {
+        Ok(Plan { repeatable: true, ..self.plan_connected_node()? })
+    }
+
     pub(crate) fn ask_for_refresh(&self) {
         self.refresh_wanted.notify_one();
     }

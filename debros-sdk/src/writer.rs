@@ -71,7 +71,7 @@ impl Writer {
             let mut place = self.place(shared, deadline).await?;
             request.session = Some(place.ticket.to_wire());
             place.ending = Ending::Unknown;
-            match shared.call(&plan, request.clone(), rpc::execute).await {
+            match shared.call(&plan, &request, rpc::execute).await {
                 Ok(Answer { value, rough, .. }) => {
                     place.ending = Ending::Settled;
                     shared.learn_leader(self.database.as_str(), value.leader.as_ref());
@@ -141,7 +141,7 @@ impl Writer {
         }
         let request = v1::OpenSessionRequest { header: None, database: self.database.to_string() };
         // A session opened twice is a session that expires unused.
-        let answer = shared.call(&self.plan(deadline), request, rpc::open_session).await;
+        let answer = shared.call(&self.plan(deadline), &request, rpc::open_session).await;
         let opened = answer.map_err(Failed::into_read_error)?.value;
         self.sessions().add(opened.id);
         self.room.notify_waiters();

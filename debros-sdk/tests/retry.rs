@@ -236,6 +236,31 @@ async fn leaving_names_the_connected_node_by_its_number() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_other_node_answers_or_leaves_for_the_connected_one() {
+    let world = World::new(3);
+    let (reader, leaver) = (client(&world, 1).await, client(&world, 1).await);
+    assert_eq!(reader.network().get_status().await.unwrap().member_id, 2);
+    world.freeze(1);
+    let (network, cluster) = (reader.network(), leaver.cluster());
+    let (status, left) = tokio::join!(network.get_status(), cluster.leave(None));
+    assert!(status.as_ref().unwrap_err().is_retryable(), "{status:?}");
+    assert!(left.as_ref().unwrap_err().is_retryable(), "{left:?}");
+    assert_eq!(cluster.leave(Some(2)).await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_not_joined_stays_the_connected_one() {
+    let world = World::new(1);
+    world.state().forming = true;
+    let client = client(&world, 0).await;
+    assert_eq!(client.connected_node().unwrap().address, world.address(0));
+    assert_eq!(client.cluster().members().await.unwrap_err().kind(), ErrorKind::NotReady);
+    assert_eq!(client.connected_node().unwrap().address, world.address(0));
+    world.state().forming = false;
+    assert_eq!(client.cluster().members().await.unwrap().members.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn mistakes_are_found_before_anything_is_dialed() {
     let world = World::new(1);
     let wrong_name = Client::builder("My App").network(world.network()).bootstrap_peers(["/memory/1"]);

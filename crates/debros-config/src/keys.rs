@@ -86,7 +86,12 @@ const PORT: Kind = Kind::Integer { min: 0, max: u16::MAX as u64 };
 
 /// All keys, in the order a file is printed.
 pub const KEYS: &[KeyDoc] = &[
-    key("node.id", Kind::Name, "", "A name for people; the node's identity is the key in its data folder."),
+    key(
+        "node.id",
+        Kind::Name,
+        "",
+        "A name for people, in every line of the node's log; its identity is the key in its data folder.",
+    ),
     key(
         "node.type",
         Kind::Choice(&["bootstrap", "node"]),

@@ -236,6 +236,7 @@ impl Layers {
             let Some(name) = name.to_str() else { continue };
             let Some((section, leaf)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once(SEPARATOR))
             else {
+                self.single_underscore(name, value);
                 continue;
             };
             match KEYS.iter().find(|key| key.variable() == name) {
@@ -258,6 +259,18 @@ impl Layers {
             self.set(key, origin, Json::Array(values));
         } else {
             self.scalar(key, origin, text);
+        }
+    }
+
+    /// Refuses a key's variable that was written with one underscore where there are two.
+    fn single_underscore(&mut self, name: &str, value: &OsString) {
+        let meant = KEYS.iter().find(|key| key.variable().replace(SEPARATOR, "_") == name);
+        // Kubernetes sets DEBROS_ADMIN_PORT to tcp://10.0.0.1:9001 for a service named `debros-admin`.
+        let of_a_service =
+            value.to_str().is_some_and(|value| value.contains("://")) && name.ends_with("_PORT");
+        if let (Some(key), false) = (meant, of_a_service) {
+            let message = format!("there are two underscores behind the section: {}", key.variable());
+            self.problem(Origin::Variable(name.to_owned()), key.path, message);
         }
     }
 

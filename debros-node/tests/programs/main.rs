@@ -1,13 +1,14 @@
 //! The programs as people start them: `debros-node` and `debros` as processes, with the files of
 //! `configs/` as they are written.
 
+mod dev;
 mod process;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use process::{Node, debros, ready, run, workspace};
+use process::{Node, debros, get, ready, run, run_with, workspace};
 
 /// A dev build on two busy cores needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -78,6 +79,12 @@ async fn the_example_configurations_form_a_cluster_as_they_are_written() {
         assert_eq!(code, Some(0), "debros {arguments:?}: {out}{told}");
         assert!(out.contains(expected), "debros {arguments:?}: {out}");
     }
+    let (code, _, told) = debros(&["-b", addresses[0], "query", "ATTACH 'x' AS y"]).await;
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("next: no node runs such a statement"), "{told}");
+    #[cfg(target_os = "linux")]
+    the_process_is_measured(9001).await;
+    the_connected_node_leaves(addresses[1]).await;
     for kept in ["data/bootstrap/identity.key", "data/node/identity.key"] {
         assert!(folder.path().join(kept).is_file(), "{kept}");
     }
@@ -86,26 +93,83 @@ async fn the_example_configurations_form_a_cluster_as_they_are_written() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_in_one_process_comes_and_goes() {
-    let (code, out, told) = run(&["dev", "--nodes", "3", "--once", "--port", "0", "--http-port", "0"]).await;
+#[cfg(target_os = "linux")]
+async fn the_process_is_measured(admin: u16) {
+    let text = get(admin, "/metrics").await.unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is missing in {text}"))
+    };
+    assert!(value("process_resident_memory_bytes") > (1 << 20) as f64);
+    assert!(value("process_cpu_seconds_total") > 0.0);
+    assert!(value("process_open_fds") > 3.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let age = now - value("process_start_time_seconds");
+    assert!((-2.0..2.0 * DEADLINE.as_secs_f64()).contains(&age), "{age}");
+    assert!(value("debros_raft_terms") >= 1.0);
+    assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1, "{text}");
+}
+
+/// Without an id the node that was named leaves, and the answer says which it was.
+async fn the_connected_node_leaves(address: &str) {
+    let (_, out, told) = debros(&["-b", address, "-f", "json", "status"]).await;
+    let status: serde_json::Value = serde_json::from_str(&out).expect(&told);
+    let (code, out, told) = debros(&["-b", address, "-f", "json", "cluster", "leave"]).await;
     assert_eq!(code, Some(0), "{out}{told}");
-    assert!(out.contains("3 members, fully connected after"), "{out}");
-    assert_eq!(out.matches("/p2p/12D3KooW").count(), 3, "{out}");
-    assert_eq!(out.matches("HTTP http://127.0.0.1:").count(), 3, "{out}");
+    let left: serde_json::Value = serde_json::from_str(&out).expect(&told);
+    assert!(status["member_id"].is_u64(), "{status}");
+    assert_eq!(left["node_id"], status["member_id"], "{told}");
+    assert!(told.contains(status["node_id"].as_str().unwrap()), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_in_one_process_keeps_its_data_in_a_given_folder() {
+async fn a_node_that_has_not_joined_says_who_it_is() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_str().unwrap();
-    for _ in 0..2 {
-        let arguments =
-            ["dev", "--nodes", "1", "--once", "--port", "0", "--http-port", "0", "--data-dir", path];
-        let (code, out, told) = run(&arguments).await;
-        assert_eq!(code, Some(0), "{out}{told}");
+    let listen = ["--listen", "/ip4/127.0.0.1/tcp/0", "--http-port", "0", "--admin-port", "0"];
+    let node = Node::start(folder.path(), "alone", &listen);
+    eventually("it listens", async || node.said("HTTP API on").then_some(()).ok_or_else(|| node.log())).await;
+    let log = node.log();
+    let address = log.lines().find_map(|line| line.split_once("listening on ")).expect("an address").1;
+    let (address, peer) = address.trim().split_once("/p2p/").expect("a peer id");
+    let (code, out, told) = debros(&["-b", address, "peer-id"]).await;
+    assert_eq!((code, out.trim()), (Some(0), peer), "{told}");
+    let (code, _, told) = debros(&["-b", address, "cluster", "leave"]).await;
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("is not a member of a cluster yet"), "{told}");
+    assert_eq!(node.terminate(DEADLINE).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_logs_its_name_and_what_its_configuration_lacks() {
+    for format in ["text", "json"] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.yaml");
+        let text = format!(
+            "node: {{ id: alpha, listen_addresses: [/ip4/127.0.0.1/tcp/0] }}\nadmin: {{ port: 0 }}\n\
+             database: {{ rqlite_port: 0, rqlite_raft_port: 7001, replication_factor: 2 }}\n\
+             logging: {{ format: {format} }}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let node = Node::start(folder.path(), "alpha", &["--begin", "--config", file.to_str().unwrap()]);
+        eventually("it is a member", async || {
+            node.said("member of the cluster").then_some(()).ok_or_else(|| node.log())
+        })
+        .await;
+        let log = node.log();
+        for warning in ["`database.rqlite_raft_port` has no effect", "2 replicas survive no more failures"] {
+            assert_eq!(log.matches(warning).count(), 1, "{warning}: {log}");
+        }
+        // With --begin it is no longer true that this node waits for others.
+        assert!(!log.contains("knows nobody to join"), "{log}");
+        for line in log.lines() {
+            let named = match format {
+                "json" => serde_json::from_str::<serde_json::Value>(line).expect(line)["node"] == "alpha",
+                _ => line.split_whitespace().nth(1) == Some("alpha"),
+            };
+            assert!(named, "{line}");
+        }
+        assert_eq!(node.terminate(DEADLINE).await, Some(0));
     }
-    assert!(folder.path().join("node-1/member.json").is_file());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,6 +202,9 @@ async fn a_configuration_can_be_checked_and_printed() {
     for word in ["did you mean `replication_factor`?", "line 2", "a multiaddr begins with `/`"] {
         assert!(told.contains(word), "{word:?} is missing in: {told}");
     }
+    let (code, _, told) = run_with(("DEBROS_NODE_DATA_DIR", "/data"), &["config", "print"]).await;
+    assert_eq!(code, Some(1));
+    assert!(told.contains("two underscores behind the section: DEBROS_NODE__DATA_DIR"), "{told}");
     let (code, _, told) = run(&["--config", "/nonexistent/node.yaml"]).await;
     assert_eq!(code, Some(1));
     assert!(told.contains("cannot read the configuration file /nonexistent/node.yaml"), "{told}");

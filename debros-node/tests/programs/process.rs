@@ -44,6 +44,16 @@ pub(crate) async fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     output(command).await
 }
 
+/// Runs `debros-node` to its end with a variable of the environment set.
+pub(crate) async fn run_with(
+    (name, value): (&str, &str),
+    arguments: &[&str],
+) -> (Option<i32>, String, String) {
+    let mut command = command(Path::new(NODE));
+    command.env(name, value).args(arguments);
+    output(command).await
+}
+
 /// Runs `debros` to its end. It is of another package: `cargo test --workspace` has built it, and
 /// alone this test builds it.
 pub(crate) async fn debros(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -107,7 +117,7 @@ pub(crate) async fn ready(node: &mut Node, admin: u16, deadline: Duration) {
         if let Some(status) = node.child.try_wait().expect("the process can be watched") {
             panic!("the node ended with {status}: {}", node.log());
         }
-        if probe(admin).await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        if get(admin, "/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
             return;
         }
         assert!(started.elapsed() < deadline, "not ready in time: {}", node.log());
@@ -115,9 +125,11 @@ pub(crate) async fn ready(node: &mut Node, admin: u16, deadline: Duration) {
     }
 }
 
-async fn probe(port: u16) -> std::io::Result<String> {
+/// GET on loopback: head and body of the answer.
+pub(crate) async fn get(port: u16, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)

@@ -39,6 +39,8 @@ pub(crate) struct State {
     /// Requests that reached each node's `Execute`.
     pub(crate) executes: HashMap<usize, usize>,
     pub(crate) violations: Vec<String>,
+    /// The nodes are members of no cluster yet.
+    pub(crate) forming: bool,
 }
 
 #[derive(Default)]
@@ -137,6 +139,11 @@ impl World {
         let _ = self.events.send(PeerEvent::Disconnected(node.peer));
     }
 
+    /// The node falls silent, its connections stay.
+    pub(crate) fn freeze(&self, index: usize) {
+        self.state().nodes[index].frozen.cancel();
+    }
+
     pub(crate) fn restart(&self, index: usize) {
         let mut state = self.state();
         state.nodes[index].links = CancellationToken::new();
@@ -151,7 +158,7 @@ impl World {
                 self.kill(index);
                 self.state().sessions.clear();
             }
-            Fault::Freeze => self.state().nodes[index].frozen.cancel(),
+            Fault::Freeze => self.freeze(index),
         }
         let mut state = self.state();
         let next = (0..state.nodes.len()).find(|other| *other != index && state.nodes[*other].up);
@@ -365,6 +372,9 @@ impl DatabaseService for Service {
 impl ClusterService for Service {
     async fn members(&self, _: Request<v1::MembersRequest>) -> Result<Response<v1::MembersResponse>, Status> {
         let state = self.world.state();
+        if state.forming {
+            return Err(Failure::new(ErrorCode::NotReady, "this node has joined no cluster yet").into());
+        }
         let member = |(index, node): (usize, &Node)| v1::Member {
             node_id: index as u64 + 1,
             peer_id: node.peer.to_string(),

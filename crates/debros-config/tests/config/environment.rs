@@ -89,11 +89,26 @@ fn variables_of_others_are_left_alone() {
     let others = [
         ("DEBROS_BOOTSTRAP", "/ip4/127.0.0.1/tcp/4001"),
         ("DEBROS_SERVICE_HOST", "10.0.0.1"),
+        ("DEBROS_ADMIN_SERVICE_PORT", "9001"),
+        ("DEBROS_ADMIN_PORT", "tcp://10.0.0.1:9001"),
+        ("DEBROS_CLUSTER_SECRET_FILE", "/secret"),
         ("NODE__ZONE", "a"),
         ("debros_node__zone", "a"),
         ("PATH", "/bin"),
     ];
     assert_eq!(with("", &others).unwrap(), with("", &[]).unwrap());
+}
+
+#[test]
+fn one_underscore_instead_of_two_is_refused() {
+    assert_eq!(
+        problems(&[("DEBROS_ADMIN_PORT", "9002"), ("DEBROS_NODE_DATA_DIR", "/data")]),
+        [
+            "environment variable DEBROS_ADMIN_PORT: there are two underscores behind the section: DEBROS_ADMIN__PORT",
+            "environment variable DEBROS_NODE_DATA_DIR: there are two underscores behind the section: \
+             DEBROS_NODE__DATA_DIR",
+        ]
+    );
 }
 
 #[test]

@@ -1,0 +1,24 @@
+//! What people write, checked without a cluster: for programs that want to tell a mistake before they
+//! connect. The calls that take these texts check them, too.
+
+use debros_proto::DatabaseName;
+
+use crate::address;
+use crate::error::Error;
+
+/// Whether this is a multiaddr.
+///
+/// # Errors
+/// `InvalidArgument` with a good one as an example.
+pub fn multiaddr(text: &str) -> Result<(), Error> {
+    address::parse(text).map(drop)
+}
+
+/// Whether a database may have this name.
+///
+/// # Errors
+/// `InvalidArgument` with the grammar.
+pub fn database_name(text: &str) -> Result<(), Error> {
+    DatabaseName::new(text)?;
+    Ok(())
+}
