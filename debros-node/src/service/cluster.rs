@@ -118,6 +118,9 @@ impl ClusterService {
     /// The nodes among the peers.
     fn known_nodes(&self) -> Vec<v1::Peer> {
         let statuses = self.parts.discovery.statuses();
+        let map = self.parts.cluster.get().map(|cluster| cluster.map()).ok();
+        // For who joined a moment ago and has not said its id yet.
+        let mapped = |peer: &str| Some(map.as_ref()?.node_of_peer(peer)?.id.0);
         let peers = self.parts.network.peers().into_iter().filter_map(|known| {
             let status = statuses.get(&known.peer).map(|heard| heard.status.clone()).unwrap_or_default();
             // A client listens nowhere and says nothing of itself.
@@ -130,7 +133,10 @@ impl ClusterService {
                 services: status.services,
                 version: status.version,
                 zone: status.zone,
-                node_id: status.node_id,
+                node_id: Some(status.node_id)
+                    .filter(|told| *told != 0)
+                    .or_else(|| mapped(&known.peer.to_string()))
+                    .unwrap_or(0),
                 rtt_us: known.round_trip.map_or(0, |rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)),
             })
         });
