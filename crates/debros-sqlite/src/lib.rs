@@ -64,7 +64,7 @@ pub use error::{ErrorClass, Fault, SqlError};
 pub use generations::{Generations, Incoming};
 pub use log_time::advance_log_time;
 pub use options::Options;
-pub use reader::{Classification, PoolError, PooledReader, ReadOutcome, Reader, ReaderPool};
+pub use reader::{PoolError, PooledReader, ReadOutcome, Reader, ReaderPool};
 pub use snapshot::{SnapshotInfo, inspect_snapshot};
 pub use value::{Parameters, Rows, Statement, StatementOutcome, Value};
 pub use writer::{Encode, Writer};

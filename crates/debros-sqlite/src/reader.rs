@@ -7,22 +7,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::connection::{Connection, Place, Trouble};
+use crate::connection::{Connection, Place};
 use crate::execute::{Ran, run_read};
-use crate::sandbox::Mode;
 use crate::snapshot::{self, SnapshotInfo};
 use crate::{
-    EntryEnvironment, Fault, Options, SqlError, Statement, StatementOutcome, content_hash, environment, state,
+    EntryEnvironment, Fault, Options, Statement, StatementOutcome, content_hash, environment, state,
 };
-
-/// What a statement does to the database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Classification {
-    /// It only reads.
-    ReadOnly,
-    /// It writes, or may.
-    Writes,
-}
 
 /// What a read gave.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,20 +80,6 @@ impl Reader {
         let applied_index = applied?.0.applied_index;
         ended?;
         Ok(ReadOutcome { outcomes, applied_index })
-    }
-
-    /// Tells whether a statement writes, against the current schema.
-    ///
-    /// # Errors
-    /// The outer error is a fault; the inner one is the statement's own: it does not compile.
-    pub fn classify(&mut self, sql: &str) -> Result<Result<Classification, SqlError>, Fault> {
-        match self.connection.prepare(Mode::Read, sql) {
-            Ok(slot) if self.connection.cache.at(slot).is_readonly() => Ok(Ok(Classification::ReadOnly)),
-            Ok(_) => Ok(Ok(Classification::Writes)),
-            Err(Trouble::Refused(error)) => Ok(Err(error)),
-            Err(Trouble::Fault(fault)) => Err(fault),
-            Err(Trouble::Stopped) => unreachable!("nothing watches a statement being compiled here"),
-        }
     }
 
     /// The log index up to which the database is applied, as committed.
