@@ -144,8 +144,15 @@ async fn without_any_source_nobody_is_found() {
 
 #[tokio::test]
 async fn a_client_finds_nodes_and_is_never_dialed_or_passed_on() {
-    let first = Node::start(config(&[TCP]), &[]).await;
-    let second = Node::start(config(&[TCP]), &first.network.listen_addresses()).await;
+    // Whoever asks before a record is there learns of it the next time.
+    let often =
+        |settings: DiscoveryConfig| DiscoveryConfig { interval: Duration::from_millis(500), ..settings };
+    let (host, incoming) = start(config(&[TCP])).await;
+    let settings = often(discovery_config(&*host, &[]));
+    let first = Node::new(host, incoming, settings);
+    let (host, incoming) = start(config(&[TCP])).await;
+    let settings = often(discovery_config(&*host, &first.network.listen_addresses()));
+    let second = Node::new(host, incoming, settings);
     let (client, incoming) = start(HostConfig::client(Keypair::generate_ed25519())).await;
     let peer = client.local_peer();
     let own = status(peer, "");
@@ -154,7 +161,7 @@ async fn a_client_finds_nodes_and_is_never_dialed_or_passed_on() {
         own_status: Arc::new(move || v1::NodeStatus { client: true, ..own() }),
         ..discovery_config(&*client, &first.network.listen_addresses())
     };
-    let client = Node::new(client, incoming, settings);
+    let client = Node::new(client, incoming, often(settings));
     eventually("it finds both nodes", async || client.connected() == 2).await;
     in_time(
         "the nodes know what it is",

@@ -144,6 +144,8 @@ impl Shared {
         if status.code() == tonic::Code::Unimplemented
             || matches!(grpc::open_error(status), Some(OpenError::Unsupported(_)))
         {
+            // It asks by itself, and has to be told then.
+            self.ledger().untold(peer);
             return ExchangeError::NotOffered;
         }
         self.refused(peer, Failure::from_status(status))
