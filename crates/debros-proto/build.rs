@@ -7,6 +7,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "debros/v1/cluster.proto",
         "debros/v1/peering.proto",
         "debros/v1/raft.proto",
+        "debros/v1/storage.proto",
+        "debros/v1/replica.proto",
         "debros/v1/log.proto",
     ];
     println!("cargo:rerun-if-changed=proto");

@@ -4,6 +4,7 @@
 //! Above [`Network`] nothing knows libp2p. [`grpc`] and [`discovery`] sit above it and run unchanged
 //! over turmoil's simulated network (module `simulated`, a feature for tests).
 
+pub mod calls;
 pub mod discovery;
 mod error;
 pub mod grpc;

@@ -85,22 +85,52 @@ impl Failure {
         self
     }
 
+    /// The failure of one call among many on a stream.
+    pub fn into_call(self) -> v1::CallFailure {
+        let (detail, message) = self.into_detail();
+        v1::CallFailure { detail: Some(detail), message }
+    }
+
+    /// Reads the failure of one call back.
+    pub fn from_call(failure: v1::CallFailure) -> Self {
+        let v1::CallFailure { detail, message } = failure;
+        Self::from_detail(detail.unwrap_or_default(), message)
+    }
+
+    fn from_detail(detail: v1::ErrorDetail, message: String) -> Self {
+        Self {
+            code: detail.code(),
+            retry: detail.retry(),
+            message,
+            maybe_applied: detail.maybe_applied,
+            leader: detail.leader,
+            retry_after: (detail.retry_after_ms > 0)
+                .then(|| Duration::from_millis(u64::from(detail.retry_after_ms))),
+            epoch: detail.epoch,
+        }
+    }
+
+    fn into_detail(self) -> (v1::ErrorDetail, String) {
+        let detail = v1::ErrorDetail {
+            code: self.code as i32,
+            retry: self.retry as i32,
+            maybe_applied: self.maybe_applied,
+            leader: self.leader,
+            retry_after_ms: self
+                .retry_after
+                .map_or(0, |after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX)),
+            epoch: self.epoch,
+        };
+        (detail, self.message)
+    }
+
     /// Reads the failure back from a status. A status without details came from the transport:
     /// the connection broke or the deadline passed, so the outcome of a write is unknown.
     pub fn from_status(status: &Status) -> Self {
         if let Ok(detail) = v1::ErrorDetail::decode(status.details())
             && detail.code != ErrorCode::Unspecified as i32
         {
-            return Self {
-                code: detail.code(),
-                retry: detail.retry(),
-                message: status.message().to_owned(),
-                maybe_applied: detail.maybe_applied,
-                leader: detail.leader.clone(),
-                retry_after: (detail.retry_after_ms > 0)
-                    .then(|| Duration::from_millis(u64::from(detail.retry_after_ms))),
-                epoch: detail.epoch,
-            };
+            return Self::from_detail(detail, status.message().to_owned());
         }
         let (code, maybe_applied) = match status.code() {
             tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => (ErrorCode::UnknownOutcome, true),
@@ -116,17 +146,9 @@ impl Failure {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Status {
-        let detail = v1::ErrorDetail {
-            code: failure.code as i32,
-            retry: failure.retry as i32,
-            maybe_applied: failure.maybe_applied,
-            leader: failure.leader,
-            retry_after_ms: failure
-                .retry_after
-                .map_or(0, |after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX)),
-            epoch: failure.epoch,
-        };
-        Status::with_details(grpc_code(failure.code), failure.message, detail.encode_to_vec().into())
+        let code = grpc_code(failure.code);
+        let (detail, message) = failure.into_detail();
+        Status::with_details(code, message, detail.encode_to_vec().into())
     }
 }
 

@@ -5,7 +5,9 @@
 //! a plain string is parsed into one at the edge, once. Every request message has a
 //! [`v1::RequestHeader`] ([`HasHeader`]).
 
+pub mod calls;
 pub mod error;
+pub mod layout;
 pub mod limits;
 pub mod names;
 

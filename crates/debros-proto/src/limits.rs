@@ -77,6 +77,39 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
 /// Bytes per second of snapshots to one peer: faster disturbs the raft lane's tail latency.
 pub const SNAPSHOT_BYTES_PER_SECOND: u64 = 200 << 20;
 
+/// One key of the storage: longer ones are addresses, not names.
+pub const STORAGE_KEY_BYTES_MAX: usize = 1024;
+/// One value of the storage: larger ones are kept in chunks.
+pub const STORAGE_VALUE_BYTES_MAX: usize = 1 << 20;
+/// Keys of one page of a listing.
+pub const STORAGE_PAGE_KEYS_MAX: u32 = 10_000;
+/// Keys of a page when the request names no limit.
+pub const STORAGE_PAGE_KEYS_DEFAULT: u32 = 1000;
+/// Keys and values of one page; the page that meets it is shorter and says that there is more.
+pub const STORAGE_PAGE_BYTES_MAX: usize = 4 << 20;
+/// A value may live this long at most; without a time to live it stays.
+pub const STORAGE_TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Calls under way on one stream; past it the answer is `BUSY`.
+pub const STREAM_CALLS_MAX: usize = 4096;
+/// Calls in one message of a stream.
+pub const CALLS_PER_FRAME_MAX: usize = 512;
+/// Bytes of the calls in one message of a stream; a single larger call travels alone.
+pub const CALLS_FRAME_BYTES: usize = 256 << 10;
+/// One message of a stream of calls: a call has at most a page of a listing or a batch of repairs.
+pub const CALLS_FRAME_BYTES_MAX: usize = 16 << 20;
+/// A version may be born at most this far ahead of a replica's clock.
+pub const CLOCK_AHEAD_MAX: Duration = Duration::from_millis(500);
+/// A node whose clock is further than this from its peers' median coordinates no writes.
+pub const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(250);
+/// Hints kept for absent replicas, in bytes; past it anti-entropy repairs alone.
+pub const HINTS_BYTES_MAX: u64 = 256 << 20;
+/// A hint older than this is dropped: anti-entropy has long repaired what it tells.
+pub const HINT_LIFE: Duration = Duration::from_secs(3 * 3600);
+/// Changes that wait for one watcher; past it the watcher is told that it lags.
+pub const WATCH_EVENTS_MAX: usize = 4096;
+/// Watches of one node at a time.
+pub const WATCHES_MAX: usize = 4096;
+
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;
 /// Signed peer records in one exchange.
