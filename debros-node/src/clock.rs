@@ -19,6 +19,11 @@ impl Clock {
         Self(Arc::new(move || epoch + start.elapsed()))
     }
 
+    /// A clock that says what the function says: time since the Unix epoch.
+    pub fn from_fn(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
     /// Milliseconds since the Unix epoch.
     pub fn unix_ms(&self) -> u64 {
         u64::try_from((self.0)().as_millis()).unwrap_or(u64::MAX)

@@ -6,6 +6,7 @@
 
 mod engine;
 mod join;
+mod layout;
 pub mod map;
 mod membership_file;
 mod placement;

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::cluster::ReconcileOptions;
 use crate::http::admin::AdminParts;
 use crate::http::{self, Listen, ListenError, TlsFiles};
+use crate::kv::KvOptions;
 use crate::metrics;
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
 use crate::raft::{RaftOptions, log};
@@ -226,7 +227,11 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
         may_initialise: config.may_initialise(),
         pinned,
         raft: RaftOptions::default(),
-        reconcile: ReconcileOptions::default(),
+        reconcile: ReconcileOptions {
+            storage_replicas: u32::from(config.database.replication_factor),
+            ..Default::default()
+        },
         log: log::Options::default(),
+        kv: KvOptions::default(),
     })
 }

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod command;
 pub mod dev;
 pub mod http;
+pub mod kv;
 pub mod launch;
 pub mod logging;
 pub mod metrics;

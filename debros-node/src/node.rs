@@ -5,7 +5,8 @@
 //! clock are libp2p, threads and the system's in production ([`crate::launch`]) and simulated in
 //! tests, and nothing below this module can tell.
 
-use std::collections::HashSet;
+mod duties;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,21 +25,19 @@ use tonic::service::Routes;
 
 use crate::blocking::Blocking;
 use crate::clock::Clock;
-use crate::cluster::map::ClusterMap;
-use crate::cluster::{
-    self, Cluster, EnterError, Entry, Identity, ReconcileOptions, Reconciler, Registration,
-};
+use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
 use crate::http::HttpMetrics;
+use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
 use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Replicas,
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Replicas, Storage,
 };
 use crate::sql::{FailedFlush, SqlEngines};
 
 /// What a node offers.
-const SERVICES: [&str; 1] = ["database"];
+const SERVICES: [&str; 2] = ["database", "storage"];
 /// Requests under way get this long to end when the node stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Leaderships are handed over within this time when the node stops.
@@ -89,6 +88,8 @@ pub struct Settings {
     pub reconcile: ReconcileOptions,
     /// The log store.
     pub log: log::Options,
+    /// The key-value storage.
+    pub kv: KvOptions,
 }
 
 /// Why a node cannot start.
@@ -115,6 +116,9 @@ pub enum StartError {
     /// The Raft log cannot be opened.
     #[error("the Raft log cannot be opened")]
     Log(#[from] LogError),
+    /// The key-value storage cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] StoreError),
 }
 
 /// Why a running node must end.
@@ -126,6 +130,9 @@ pub enum NodeFailure {
     /// A database could not be flushed: what is on disk is not known any more.
     #[error("the node ends so that it does not rely on what it cannot keep: {0}")]
     Database(FailedFlush),
+    /// The storage could not be written: what is on disk is not known any more.
+    #[error("the node ends so that it acknowledges nothing it cannot keep: {0}")]
+    Storage(StoreError),
     /// The node cannot become a member.
     #[error("the node cannot become a member of a cluster")]
     Enter(#[source] Arc<EnterError>),
@@ -156,6 +163,9 @@ struct Core {
     disk: DiskState,
     health: Health,
     databases: Databases,
+    kv: KvSlot,
+    kv_store: Store,
+    kv_metrics: KvMetrics,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -182,7 +192,8 @@ impl Node {
 
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
-        let core = Core::open(&settings, log_options, network, blocking, clock).await?;
+        let kv_metrics = KvMetrics::register(&mut registry);
+        let core = Core::open(&settings, log_options, kv_metrics, network, blocking, clock).await?;
         crate::metrics::register_groups(&mut registry, core.groups.clone());
 
         let discovery = core.discover(&settings, &rpc_metrics);
@@ -262,6 +273,7 @@ impl Node {
         tokio::select! {
             failure = log => NodeFailure::Log(failure),
             failure = self.core.replicas.failed() => NodeFailure::Database(failure),
+            failure = kv::failed(&self.core.kv_store) => NodeFailure::Storage(failure),
             refused = refused => NodeFailure::Enter(refused),
         }
     }
@@ -284,8 +296,10 @@ impl Node {
         servers.stop_peers.cancel();
         core.network.shutdown().await;
         within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
+        core.kv.clear();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
+        kv::close(core.kv_store, &core.blocking).await;
         tracing::info!("stopped");
     }
 }
@@ -294,6 +308,7 @@ impl Core {
     async fn open(
         settings: &Settings,
         log: log::Options,
+        kv_metrics: KvMetrics,
         network: Arc<dyn Network>,
         blocking: Blocking,
         clock: Clock,
@@ -302,6 +317,8 @@ impl Core {
         let channels = Channels::new(network.clone());
         let folder = &settings.database_folder;
         let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
+        let kv_folder = settings.data_folder.join("storage");
+        let kv_store = Store::open(&kv_folder, blocking.clone(), settings.kv.store.clone()).await?;
         let snapshots = folder.join("snapshots");
         let cluster = ClusterSlot::default();
         let members = Members::new(cluster.clone());
@@ -347,6 +364,9 @@ impl Core {
             disk,
             health,
             databases,
+            kv: KvSlot::default(),
+            kv_store,
+            kv_metrics,
             stop,
             tracker,
         })
@@ -390,9 +410,16 @@ impl Core {
         discovery: &Discovery,
         metrics: RpcMetrics,
     ) -> Servers {
-        let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk]);
-        let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()));
+        let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk, Lane::Kv]);
+        let members = self.cluster.clone();
+        let is_member: IsMember = Arc::new(move |peer| {
+            members.get().is_ok_and(|cluster| cluster.map().node_of_peer(&peer.to_string()).is_some())
+        });
+        let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()))
+            .add_service(ReplicaService::server(self.kv.clone(), is_member));
+        let storage = Storage::new(self.kv.clone(), self.disk.clone());
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
+            .add_service(rpc::storage_service(storage, metrics.clone()))
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
@@ -431,7 +458,7 @@ impl Core {
         };
         let (told, entered) = watch::channel(None);
         let (tracker, stop) = (&self.tracker, &self.stop);
-        tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, told));
+        tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, settings.kv, told));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
         tracker.spawn(self.disk.clone().watch(settings.database_folder, self.blocking.clone(), stop.clone()));
@@ -439,136 +466,6 @@ impl Core {
         tracker.spawn(self.clone().notice_strangers(discovery.clone()));
         tracker.spawn(self.clone().follow_map(identity));
         entered
-    }
-
-    /// Makes the node a member, then keeps the cluster as it should be.
-    async fn enter(
-        self,
-        entry: Entry,
-        discovery: Discovery,
-        options: ReconcileOptions,
-        told: watch::Sender<Option<Arc<EnterError>>>,
-    ) {
-        let peers = move || {
-            let statuses = discovery.statuses().into_iter();
-            let mut nodes: Vec<_> = statuses.filter(|(_, heard)| !heard.status.client).collect();
-            // Known members first. The others are asked too: a status is as old as the last exchange, and
-            // a node that has just become a member would be passed by for an interval.
-            nodes.sort_by_key(|(_, heard)| heard.status.cluster_id.is_empty());
-            nodes.into_iter().map(|(peer, _)| peer).collect()
-        };
-        let entered = tokio::select! {
-            () = self.stop.cancelled() => return,
-            entered = cluster::enter(entry, peers) => entered,
-        };
-        match entered {
-            Ok(cluster) => {
-                self.cluster.fill(cluster.clone());
-                self.tracker.spawn(Reconciler::new(cluster, options).run(self.stop.clone()));
-            }
-            Err(error) => drop(told.send_replace(Some(Arc::new(error)))),
-        }
-    }
-
-    /// Leaders refuse writes while a member in reach has no room for them. What others say of
-    /// themselves, and what one said that has gone since, counts for nothing.
-    async fn heed_disks(self, discovery: Discovery) {
-        let cluster = tokio::select! {
-            () = self.stop.cancelled() => return,
-            cluster = self.cluster.joined() => cluster,
-        };
-        let (mut changes, mut map) = (discovery.watch(), cluster.watch());
-        loop {
-            let members = map.borrow_and_update().clone();
-            let low = discovery.statuses().iter().any(|(peer, heard)| {
-                let member = || members.node_of_peer(&peer.to_string()).is_some();
-                heard.status.disk_low && self.network.is_connected(*peer) && member()
-            });
-            self.disk.set_low_elsewhere(low);
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-                changed = map.changed() => if changed.is_err() { return },
-                // A connection that breaks changes neither.
-                () = tokio::time::sleep(DISKS_INTERVAL) => {}
-            }
-        }
-    }
-
-    /// Says by name which peers belong to another cluster: they will never answer this one's groups.
-    async fn notice_strangers(self, discovery: Discovery) {
-        let cluster = tokio::select! {
-            () = self.stop.cancelled() => return,
-            cluster = self.cluster.joined() => cluster.id().to_string(),
-        };
-        let mut changes = discovery.watch();
-        let mut told = HashSet::new();
-        loop {
-            for (peer, heard) in discovery.statuses() {
-                let theirs = heard.status.cluster_id;
-                if !theirs.is_empty() && theirs != cluster && told.insert(peer) {
-                    tracing::error!(
-                        %peer,
-                        "a peer belongs to cluster {theirs}, this node's data folder to cluster {cluster}: \
-                         check discovery.bootstrap_peers, or give the node an empty node.data_dir to join the other one"
-                    );
-                }
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-            }
-        }
-    }
-
-    /// Teaches the network where the map says that members are, and the map where this node is.
-    async fn follow_map(self, identity: Identity) {
-        let cluster = tokio::select! {
-            () = self.stop.cancelled() => return,
-            cluster = self.cluster.joined() => cluster,
-        };
-        let mut map = cluster.watch();
-        loop {
-            let current = map.borrow_and_update().clone();
-            self.learn_addresses(&cluster, &current);
-            self.announce(&cluster, &current, &identity).await;
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                _ = map.changed() => {}
-                () = tokio::time::sleep(ADDRESS_INTERVAL) => {}
-            }
-        }
-    }
-
-    fn learn_addresses(&self, cluster: &Cluster, map: &ClusterMap) {
-        for node in map.members().filter(|node| node.id != cluster.node()) {
-            let addresses: Vec<Multiaddr> =
-                node.addresses.iter().filter_map(|text| text.parse().ok()).collect();
-            if let Ok(peer) = node.peer_id.parse() {
-                self.network.learn(peer, &addresses);
-            }
-        }
-    }
-
-    async fn announce(&self, cluster: &Cluster, map: &ClusterMap, identity: &Identity) {
-        let here: Vec<String> = self.network.listen_addresses().iter().map(ToString::to_string).collect();
-        let out_of_date = map.node(cluster.node()).is_some_and(|known| {
-            known.addresses != here || known.zone != identity.zone || known.version != VERSION
-        });
-        if !out_of_date {
-            return;
-        }
-        let registration = Registration {
-            peer_id: identity.peer.to_string(),
-            incarnation: self.groups.log().incarnation().to_string(),
-            addresses: here,
-            zone: identity.zone.clone(),
-            services: identity.services.clone(),
-            version: VERSION.to_owned(),
-        };
-        if let Err(failure) = cluster.admit(registration, "").await {
-            tracing::debug!(%failure, "the map does not know this node's addresses yet");
-        }
     }
 }
 
@@ -583,8 +480,3 @@ async fn serve(routes: Routes, incoming: IncomingStreams, stop: CancellationToke
         tracing::error!(%error, "a gRPC server ended");
     }
 }
-
-/// A member that is gone holds up writes for no longer than this.
-const DISKS_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the node looks whether its own addresses have changed.
-const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);

@@ -15,6 +15,16 @@ pub enum Bug {
     StaleRead,
     /// A write's session is ignored.
     RetryAppliedTwice,
+    /// Replicas that disagree are left as they are when that is found by a read.
+    ReadRepairOff,
+    /// A tombstone is forgotten before every replica has it.
+    TombstoneDroppedEarly,
+    /// A node says that it has copied what it gains without having done so.
+    LayoutBeforeCopy,
+    /// What is kept for an absent replica counts as if that had it.
+    HintCountsTowardsQuorum,
+    /// A replica takes writes of a coordinator that knows an older layout.
+    OldLayoutAccepted,
 }
 
 pub(crate) use switch::is_planted;

@@ -8,6 +8,7 @@ mod disk;
 mod health;
 mod membership;
 mod replicas;
+mod storage;
 
 pub use authorise::Principal;
 pub use cluster::{ClusterService, Parts as ClusterParts};
@@ -16,3 +17,4 @@ pub use disk::DiskState;
 pub use health::Health;
 pub use membership::{ClusterSlot, Members};
 pub use replicas::Replicas;
+pub use storage::Storage;

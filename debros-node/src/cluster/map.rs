@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use debros_proto::{ClusterId, DatabaseName, Epoch, ErrorCode, GroupId, Namespace, NodeId, limits, v1};
 use v1::meta_command::Operation;
 
+use super::layout;
+
 /// Where a node is in its life.
 pub use v1::MemberState as NodeState;
 
@@ -58,7 +60,7 @@ pub struct Database {
 }
 
 /// The map. See the module for its invariants.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterMap {
     epoch: Epoch,
     cluster_id: Option<ClusterId>,
@@ -67,6 +69,7 @@ pub struct ClusterMap {
     names: BTreeMap<(Namespace, DatabaseName), GroupId>,
     next_node_id: u64,
     log_time_unix_ms: u64,
+    layout: Option<v1::StorageLayout>,
 }
 
 /// A map that does not satisfy its own grammar: damaged, or written by a newer version.
@@ -119,6 +122,16 @@ impl ClusterMap {
         self.databases().filter(move |database| database.namespace == *namespace)
     }
 
+    /// The layout of the storage; `None` until there is a node that offers it.
+    pub fn layout(&self) -> Option<&v1::StorageLayout> {
+        self.layout.as_ref()
+    }
+    /// Whether a node holds, or is to hold, a share of the storage.
+    pub fn holds_storage(&self, id: NodeId) -> bool {
+        let sets = self.layout.iter().flat_map(|layout| layout.current.iter().chain(&layout.next));
+        sets.flat_map(|set| &set.nodes).any(|node| node.node_id == id.0)
+    }
+
     /// Applies the command of the meta log's entry at `index`. A refused command changes nothing.
     pub fn apply(&mut self, index: u64, command: v1::MetaCommand) -> v1::MetaOutcome {
         let v1::MetaCommand { stamp_unix_ms, operation, proposal } = command;
@@ -133,6 +146,8 @@ impl ClusterMap {
             Some(Operation::DropDatabase(operation)) => self.drop_database(&operation),
             Some(Operation::GroupInitialised(operation)) => self.group_initialised(GroupId(operation.group)),
             Some(Operation::SetReplicas(operation)) => self.set_replicas(&operation),
+            Some(Operation::ChangeLayout(operation)) => self.change_layout(operation),
+            Some(Operation::LayoutProgress(operation)) => Ok(self.layout_progress(operation)),
             None => Err((ErrorCode::InvalidArgument, "an operation of a newer version".to_owned())),
         };
         let mut outcome = result.unwrap_or_else(|(code, message)| v1::MetaOutcome {
@@ -317,6 +332,29 @@ impl ClusterMap {
         Ok(self.changed())
     }
 
+    fn change_layout(&mut self, operation: v1::MetaChangeLayout) -> Result<v1::MetaOutcome, Refusal> {
+        let nodes = operation.next.iter().flat_map(|set| &set.nodes);
+        if let Some(unknown) =
+            nodes.map(|node| node.node_id).find(|id| !self.nodes.contains_key(&NodeId(*id)))
+        {
+            return Err((ErrorCode::InvalidArgument, format!("there is no node {unknown}")));
+        }
+        self.layout = Some(layout::change(self.layout.as_ref(), operation)?);
+        Ok(self.changed())
+    }
+
+    fn layout_progress(&mut self, operation: v1::MetaLayoutProgress) -> v1::MetaOutcome {
+        let told = operation.progress.unwrap_or_default();
+        let moved = self.layout.as_ref().and_then(|layout| layout::progress(layout, told));
+        match moved {
+            Some(moved) => {
+                self.layout = Some(moved);
+                self.changed()
+            }
+            None => v1::MetaOutcome::default(),
+        }
+    }
+
     /// The map as it is stored and sent.
     pub fn to_wire(&self) -> v1::ClusterMap {
         v1::ClusterMap {
@@ -326,6 +364,7 @@ impl ClusterMap {
             databases: self.databases.values().map(database_to_wire).collect(),
             next_node_id: self.next_node_id,
             log_time_unix_ms: self.log_time_unix_ms,
+            layout: self.layout.clone(),
         }
     }
 
@@ -344,6 +383,7 @@ impl ClusterMap {
             cluster_id,
             next_node_id: wire.next_node_id,
             log_time_unix_ms: wire.log_time_unix_ms,
+            layout: wire.layout,
             ..Default::default()
         };
         for node in wire.nodes {

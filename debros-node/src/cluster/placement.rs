@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use debros_proto::NodeId;
+use debros_proto::{NodeId, v1};
 
 use super::map::{ClusterMap, Database, NodeState};
 
@@ -73,6 +73,26 @@ pub(super) fn repaired_replicas(
     let mut before = database.replicas.clone();
     before.sort_unstable();
     (!replicas.is_empty() && replicas != before).then_some(replicas)
+}
+
+/// The nodes that should hold the storage; `None` while there are none. A lost node stays while the
+/// others are too few to replace it: a replica that may come back is better than none.
+pub(super) fn storage_set(map: &ClusterMap, liveness: &Liveness, replicas: u32) -> Option<v1::LayoutSet> {
+    let offers = |services: &[String]| services.iter().any(|service| service == "storage");
+    let active = || map.members().filter(|node| node.state == NodeState::Active && offers(&node.services));
+    let present = active().filter(|node| !liveness.lost.contains(&node.id)).count();
+    let too_few = present < replicas as usize;
+    let held = |id: NodeId| too_few && map.holds_storage(id);
+    let nodes: Vec<v1::LayoutNode> = active()
+        .filter(|node| !liveness.lost.contains(&node.id) || held(node.id))
+        .map(|node| v1::LayoutNode {
+            node_id: node.id.0,
+            peer_id: node.peer_id.clone(),
+            zone: node.zone.clone(),
+            weight: 1,
+        })
+        .collect();
+    (!nodes.is_empty()).then_some(v1::LayoutSet { replicas, nodes })
 }
 
 fn candidates(map: &ClusterMap, liveness: &Liveness) -> Vec<NodeId> {

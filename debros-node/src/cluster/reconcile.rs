@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use debros_net::PeerId;
+use debros_proto::layout::Phase;
 use debros_proto::{NodeId, v1};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,11 +29,21 @@ pub struct ReconcileOptions {
     pub interval: Duration,
     /// A node out of reach for longer counts as gone for good: its votes and replicas move.
     pub lost_after: Duration,
+    /// The storage is laid out anew once its nodes have been the same for this long: nodes that come
+    /// together are one change.
+    pub layout_settles_after: Duration,
+    /// Replicas of each key of the storage.
+    pub storage_replicas: u32,
 }
 
 impl Default for ReconcileOptions {
     fn default() -> Self {
-        Self { interval: Duration::from_millis(500), lost_after: Duration::from_secs(300) }
+        Self {
+            interval: Duration::from_millis(500),
+            lost_after: Duration::from_secs(300),
+            layout_settles_after: Duration::from_secs(2),
+            storage_replicas: 3,
+        }
     }
 }
 
@@ -41,12 +52,14 @@ pub struct Reconciler {
     cluster: Cluster,
     options: ReconcileOptions,
     out_of_reach_since: BTreeMap<NodeId, Instant>,
+    /// The nodes that the storage should have, and since when.
+    wanted_layout: Option<(v1::LayoutSet, Instant)>,
 }
 
 impl Reconciler {
     /// A task for this member.
     pub fn new(cluster: Cluster, options: ReconcileOptions) -> Self {
-        Self { cluster, options, out_of_reach_since: BTreeMap::new() }
+        Self { cluster, options, out_of_reach_since: BTreeMap::new(), wanted_layout: None }
     }
 
     /// Runs until the token is cancelled.
@@ -58,6 +71,7 @@ impl Reconciler {
             } else {
                 // A new leader starts its clocks afresh: it does not know how long others saw what.
                 self.out_of_reach_since.clear();
+                self.wanted_layout = None;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -82,7 +96,7 @@ impl Reconciler {
                 }
             }
         }
-        for operation in decisions(&map, &liveness) {
+        for operation in decisions(&map, &liveness).into_iter().chain(self.layout_change(&map, &liveness)) {
             if let Err(failure) = self.cluster.propose(operation).await {
                 tracing::warn!(%failure, "a change of placement was refused");
             }
@@ -107,6 +121,27 @@ impl Reconciler {
             }
         }
         liveness
+    }
+
+    /// The change of the storage's layout that is due.
+    fn layout_change(&mut self, map: &ClusterMap, liveness: &Liveness) -> Option<Operation> {
+        let wanted = placement::storage_set(map, liveness, self.options.storage_replicas)?;
+        let target = map.layout().and_then(|layout| layout.next.as_ref().or(layout.current.as_ref()));
+        let carried_through = map.layout().is_some_and(|layout| layout.phase() == Phase::ReadNext);
+        if target == Some(&wanted) || carried_through {
+            self.wanted_layout = None;
+            return None;
+        }
+        let now = Instant::now();
+        let since = match &self.wanted_layout {
+            Some((before, since)) if *before == wanted => *since,
+            _ => now,
+        };
+        // The first layout waits for nobody: there is nothing to move.
+        let settled = target.is_none() || now - since >= self.options.layout_settles_after;
+        self.wanted_layout = Some((wanted.clone(), since));
+        let seen = map.layout().map_or(0, |layout| layout.version);
+        settled.then_some(Operation::ChangeLayout(v1::MetaChangeLayout { next: Some(wanted), seen }))
     }
 
     fn desired(&self, map: &ClusterMap, liveness: &Liveness) -> Desired {
@@ -137,7 +172,7 @@ fn decisions(map: &ClusterMap, liveness: &Liveness) -> Vec<Operation> {
     // A leaving node that is in reach says itself when it has handed everything over.
     let left = map.members().filter(|node| {
         let gone = liveness.unreachable.contains(&node.id);
-        node.state == NodeState::Leaving && gone && !holding.contains(&node.id)
+        node.state == NodeState::Leaving && gone && !holding.contains(&node.id) && !map.holds_storage(node.id)
     });
     operations.extend(left.map(|node| {
         Operation::SetNodeState(v1::MetaSetNodeState { node_id: node.id.0, state: NodeState::Removed as i32 })

@@ -68,6 +68,16 @@ impl RpcMetrics {
         namespace: &str,
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<Response<T>, Status> {
+        self.measure_call(method, namespace, answer).await.map(Response::new).map_err(Status::from)
+    }
+
+    /// The same for a request that is one of many on a stream.
+    pub(super) async fn measure_call<T>(
+        &self,
+        method: &'static str,
+        namespace: &str,
+        answer: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         let span = tracing::debug_span!("rpc", method, namespace);
         let started = Instant::now();
         let _under_way = UnderWay::start(&self.under_way);
@@ -75,15 +85,12 @@ impl RpcMetrics {
         let code = result.as_ref().map_or_else(|failure| code_name(failure.code), |_| "OK");
         self.requests.get_or_create(&OutcomeLabels { method, code }).inc();
         self.duration.get_or_create(&MethodLabels { method }).observe(started.elapsed().as_secs_f64());
-        match result {
-            Ok(answer) => Ok(Response::new(answer)),
-            Err(failure) => {
-                if failure.code == ErrorCode::Internal {
-                    tracing::error!(method, %failure, "a request failed on an internal error");
-                }
-                Err(failure.into())
-            }
+        if let Err(failure) = &result
+            && failure.code == ErrorCode::Internal
+        {
+            tracing::error!(method, %failure, "a request failed on an internal error");
         }
+        result
     }
 }
 

@@ -16,6 +16,7 @@ use debros_net::{Keypair, Lane};
 use debros_node::blocking::Blocking;
 use debros_node::clock::Clock;
 use debros_node::cluster::ReconcileOptions;
+use debros_node::kv::KvOptions;
 use debros_node::node::{Environment, Node, Settings};
 use debros_node::raft::{RaftOptions, log};
 use debros_proto::v1;
@@ -256,6 +257,7 @@ impl Machine {
             },
             reconcile: ReconcileOptions::default(),
             log,
+            kv: KvOptions::default(),
         }
     }
 }

@@ -23,7 +23,7 @@ const DOORS: &[Door] = &[
         place: "crates/debros-sqlite/",
         instead: "use what debros-sqlite offers, or widen it",
     },
-    Door { library: "heed", place: "debros-node/src/kv/store.rs", instead: "ask the KV engine's store" },
+    Door { library: "heed", place: "debros-node/src/kv/store/", instead: "ask the KV engine's store" },
     Door {
         library: "openraft",
         place: "debros-node/src/raft/",

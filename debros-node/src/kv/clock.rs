@@ -1,0 +1,222 @@
+//! Hybrid logical clocks (Kulkarni et al. 2014), and whether this node's clock may be trusted.
+//!
+//! A stamp is 48 bits of milliseconds since the Unix epoch and 16 bits of a counter. Stamps of one node
+//! only grow, and grow past every stamp it has seen. Clocks are compared where a version is born, and
+//! nowhere else: a version that exists must be able to spread.
+//!
+//! The `uhlc` crate is not used: its clock is a bare function, one for the process, and a simulation has
+//! many nodes in one.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use debros_proto::{ErrorCode, Failure, NodeId, limits};
+use tokio::time::Instant;
+
+use super::record::Version;
+use crate::clock::Clock;
+
+const COUNTER_BITS: u32 = 16;
+/// What a peer said of its clock counts for so long; peers are asked every second.
+const OFFSET_LIFE: Duration = Duration::from_secs(30);
+
+/// The milliseconds of a stamp.
+pub(super) fn unix_ms_of(stamp: u64) -> u64 {
+    stamp >> COUNTER_BITS
+}
+
+/// The smallest stamp of a time.
+pub(super) fn stamp_of(unix_ms: u64) -> u64 {
+    unix_ms << COUNTER_BITS
+}
+
+/// The clock that stamps this node's versions.
+pub(super) struct VersionClock {
+    clock: Clock,
+    node: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    last: u64,
+    /// How far each peer's clock is ahead of this node's, in milliseconds, and when that was found.
+    offsets: BTreeMap<NodeId, (i64, Instant)>,
+    /// Wall clock and steady clock at one moment: a step of the wall clock shows between the two.
+    anchor: Option<(u64, Instant)>,
+}
+
+impl VersionClock {
+    /// A clock for this node's versions.
+    pub(super) fn new(clock: Clock, node: NodeId) -> Self {
+        Self { clock, node: node.0, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time of day.
+    pub(super) fn unix_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+
+    /// A version above everything this node has stamped or seen, and above `seen`.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when the version would lie too far in the future: somebody's clock is wrong.
+    pub(super) fn stamp(&self, seen: u64) -> Result<Version, Failure> {
+        let now = stamp_of(self.unix_ms());
+        let mut state = self.state();
+        let stamp = now.max(state.last + 1).max(seen.saturating_add(1));
+        if stamp > now + stamp_of(ahead_max_ms()) {
+            let ahead = unix_ms_of(stamp - now);
+            return Err(Failure::new(
+                ErrorCode::Unavailable,
+                format!(
+                    "the newest version seen is {ahead} ms ahead of this node's clock: synchronise the clocks \
+                     of nodes and clients"
+                ),
+            ));
+        }
+        state.last = stamp;
+        Ok(Version { clock: stamp, node: self.node })
+    }
+
+    /// Takes note of a version, so that the next stamp is above it.
+    pub(super) fn observe(&self, stamp: u64) {
+        // One from the future would carry this clock away with it.
+        if stamp <= stamp_of(self.unix_ms() + ahead_max_ms()) {
+            let mut state = self.state();
+            state.last = state.last.max(stamp);
+        }
+    }
+
+    /// Whether a version that is just being born lies too far ahead of this node's clock.
+    pub(super) fn is_ahead(&self, version: Version) -> bool {
+        unix_ms_of(version.clock) > self.unix_ms() + ahead_max_ms()
+    }
+
+    /// Takes note of a peer's clock, asked for between two moments.
+    pub(super) fn compare(&self, peer: NodeId, asked: Instant, theirs_unix_ms: u64) {
+        let now = Instant::now();
+        let half = now.saturating_duration_since(asked).as_millis() as i64 / 2;
+        let offset = theirs_unix_ms as i64 + half - self.unix_ms() as i64;
+        let mut state = self.state();
+        state.offsets.insert(peer, (offset, now));
+        state.anchor = Some((self.unix_ms(), now));
+    }
+
+    /// How far this clock is from the median of its peers and itself, in milliseconds; `None` when no peer
+    /// has been compared with for a while.
+    pub(super) fn offset_ms(&self) -> Option<i64> {
+        let now = Instant::now();
+        let mut state = self.state();
+        // Had the wall clock been set meanwhile, what was found before would say nothing.
+        if let Some((wall, at)) = state.anchor {
+            let expected = wall as i64 + (now - at).as_millis() as i64;
+            if (self.unix_ms() as i64 - expected).unsigned_abs() > offset_max_ms() {
+                state.offsets.clear();
+                state.anchor = None;
+            }
+        }
+        state.offsets.retain(|_, (_, at)| now.saturating_duration_since(*at) < OFFSET_LIFE);
+        let mut offsets: Vec<i64> = state.offsets.values().map(|(offset, _)| *offset).collect();
+        if offsets.is_empty() {
+            return None;
+        }
+        // Of two, neither is right: both count as off when they differ.
+        if offsets.len() > 1 {
+            offsets.push(0);
+        }
+        offsets.sort_unstable();
+        Some(offsets[offsets.len() / 2])
+    }
+
+    /// Whether this node may give versions, in a cluster with this many other nodes.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` while its clock was not compared with any other, or is off.
+    pub(super) fn check(&self, others: usize) -> Result<(), Failure> {
+        if others == 0 {
+            return Ok(());
+        }
+        match self.offset_ms() {
+            Some(offset) if offset.unsigned_abs() <= offset_max_ms() => Ok(()),
+            Some(offset) => Err(Failure::new(
+                ErrorCode::Unavailable,
+                format!("this node's clock is {offset} ms from its peers': synchronise it, others go on"),
+            )),
+            None => Err(Failure::new(
+                ErrorCode::Unavailable,
+                "this node has not compared its clock with another yet: retry",
+            )),
+        }
+    }
+}
+
+fn ahead_max_ms() -> u64 {
+    limits::CLOCK_AHEAD_MAX.as_millis() as u64
+}
+
+fn offset_max_ms() -> u64 {
+    limits::CLOCK_OFFSET_MAX.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use debros_proto::NodeId;
+    use tokio::time::Instant;
+
+    use super::{VersionClock, stamp_of};
+    use crate::clock::Clock;
+
+    fn clock_at(ms: u64) -> (VersionClock, Arc<AtomicU64>) {
+        let now = Arc::new(AtomicU64::new(ms));
+        let read = now.clone();
+        let clock = Clock::from_fn(move || std::time::Duration::from_millis(read.load(Ordering::Relaxed)));
+        (VersionClock::new(clock, NodeId(1)), now)
+    }
+
+    #[test]
+    fn stamps_grow_past_all_that_was_seen_also_when_the_clock_goes_back() {
+        let (clock, now) = clock_at(1_000_000);
+        let first = clock.stamp(0).unwrap();
+        now.store(999_700, Ordering::Relaxed);
+        let second = clock.stamp(0).unwrap();
+        assert!(second > first);
+        let third = clock.stamp(stamp_of(1_000_100)).unwrap();
+        assert!(third > second);
+        clock.observe(third.clock + 7);
+        assert!(clock.stamp(0).unwrap().clock > third.clock + 7);
+    }
+
+    #[test]
+    fn a_version_from_the_future_is_not_born_and_carries_no_clock_away() {
+        let (clock, _) = clock_at(1_000_000);
+        clock.observe(stamp_of(2_000_000));
+        assert_eq!(clock.stamp(0).unwrap().clock, stamp_of(1_000_000));
+        assert!(clock.stamp(stamp_of(1_000_600)).is_err());
+        assert!(clock.stamp(stamp_of(1_000_400)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_off_from_the_median_stops() {
+        let (clock, now) = clock_at(1_000_000);
+        assert!(clock.check(0).is_ok() && clock.check(2).is_err());
+        clock.compare(NodeId(2), Instant::now(), 1_000_010);
+        assert!(clock.check(2).is_ok());
+        clock.compare(NodeId(3), Instant::now(), 4_600_000);
+        assert!(clock.check(2).is_ok(), "the median of -, 10 ms and an hour is 10 ms");
+        clock.compare(NodeId(2), Instant::now(), 4_600_000);
+        assert!(clock.check(2).is_err());
+        clock.compare(NodeId(2), Instant::now(), 1_000_000);
+        assert!(clock.check(2).is_ok());
+        now.store(5_000_000, Ordering::Relaxed);
+        assert!(clock.check(2).is_err(), "the clock was set: what was found before says nothing");
+    }
+}

@@ -1,0 +1,389 @@
+//! What this node holds of the storage: one LMDB environment, and the one door to it.
+//!
+//! ```text
+//! writes --> queue --> writer: one durable transaction for all that waits --> acknowledged
+//! reads  --> queue --> reader: one snapshot for all that waits
+//! ```
+//!
+//! It knows versions and layouts' numbers, not who the replicas are. Invariants: nothing is acknowledged
+//! before it is flushed; of two records of a key the one with the greater version stays, in whatever
+//! order they come; a request of an older layout than the adopted one changes nothing, from the
+//! transaction on that adopted it; a transaction that fails changes nothing, and one whose flush fails
+//! ends the node.
+
+mod reader;
+mod tables;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use debros_proto::layout::PARTITIONS;
+use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
+use tokio::sync::{Mutex, broadcast, oneshot, watch};
+
+use super::record::{Entry, Place, Record, Version};
+use super::tree::Tree;
+use crate::blocking::{Blocking, Jobs};
+use crate::planted::{Bug, is_planted};
+use reader::ReadJob;
+use tables::Tables;
+use writer::{Job, TreeState, Writer};
+
+pub(super) use reader::{ScanLimits, Snapshot};
+
+/// Changes kept for a watcher that is behind.
+const CHANGES_KEPT: usize = limits::WATCH_EVENTS_MAX;
+/// Jobs that wait for the writer; past it askers wait.
+const WRITES_WAITING_MAX: usize = 4096;
+/// Jobs of one transaction: more would let the first of them wait for long.
+const WRITES_PER_COMMIT_MAX: usize = 512;
+/// Reads that wait for the reader.
+const READS_WAITING_MAX: usize = 4096;
+/// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
+const READS_PER_SNAPSHOT_MAX: usize = 256;
+
+/// How the store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The environment's address space, and so the most that it can hold. It takes no memory and no disk
+    /// until it is used.
+    pub map_bytes: usize,
+    /// Acknowledge before the flush: a bug to plant.
+    #[cfg(feature = "planted-bugs")]
+    pub acknowledge_before_fsync: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            map_bytes: 1 << 40,
+            #[cfg(feature = "planted-bugs")]
+            acknowledge_before_fsync: false,
+        }
+    }
+}
+
+/// Why the store cannot do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be opened.
+    #[error("the storage in {folder} cannot be opened: {reason}")]
+    Open {
+        /// Where it is.
+        folder: PathBuf,
+        /// What the operating system or LMDB says.
+        reason: String,
+    },
+    /// There is no room. Nothing was changed.
+    #[error("there is no room for the storage: free disk space or grow the volume, reads go on")]
+    Full,
+    /// A stored record cannot be read.
+    #[error("the storage is damaged: {0}")]
+    Damaged(String),
+    /// Reading or writing failed.
+    #[error("the storage failed: {0}")]
+    Failed(String),
+    /// The node is shutting down, or the store has failed.
+    #[error("the storage has stopped")]
+    Stopped,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Full => ErrorCode::DiskFull,
+            StoreError::Stopped => ErrorCode::ShuttingDown,
+            StoreError::Open { .. } | StoreError::Damaged(_) | StoreError::Failed(_) => ErrorCode::Internal,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+/// A record to be kept if it is newer than what is there.
+#[derive(Clone, Debug)]
+pub(super) struct Put {
+    pub(super) entry: Entry,
+}
+
+/// What became of a [`Put`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PutOutcome {
+    /// The store now has this version, and it is the one that was put.
+    Stored,
+    /// It has this one, at least as new.
+    Superseded(Version),
+    /// The partition has been collected up to this clock: whether an older version is new cannot be told.
+    Collected(u64),
+}
+
+/// Whether a write may be applied under the layout that its sender knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// It is.
+    Open,
+    /// This node has adopted a newer layout.
+    SenderIsBehind,
+    /// This node has not adopted that layout yet.
+    ReceiverIsBehind,
+}
+
+/// Which writes a batch of puts is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A coordinator's, under this layout version.
+    Coordinator(u64),
+    /// Repair and copies from a replica that has collected up to this clock.
+    Replica(u64),
+    /// Writes that were missed, from whoever kept them.
+    Hint,
+}
+
+/// Puts that were applied together, or were not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// What became of each, in order.
+    Each(Vec<PutOutcome>),
+    /// Nothing was changed: the layouts differ.
+    Fenced(Fence),
+}
+
+/// What is known of each partition without asking the disk.
+pub(super) struct PartitionStates {
+    collected: Vec<AtomicU64>,
+    fenced: Vec<AtomicU64>,
+    layout: AtomicU64,
+}
+
+impl PartitionStates {
+    fn new() -> Self {
+        let zeros = || (0..PARTITIONS).map(|_| AtomicU64::new(0)).collect();
+        Self { collected: zeros(), fenced: zeros(), layout: AtomicU64::new(0) }
+    }
+}
+
+/// A change that was made durable, as watchers are told of it.
+pub(super) type Changes = Arc<Vec<Entry>>;
+
+/// The store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    writer: Jobs<Job>,
+    readers: Jobs<ReadJob>,
+    tables: Tables,
+    states: Arc<PartitionStates>,
+    changes: broadcast::Sender<Changes>,
+    failed: watch::Receiver<Option<StoreError>>,
+    /// Bytes of hints kept for absent replicas.
+    hinted: Arc<AtomicU64>,
+    /// Trees are counted one after the other.
+    counting: Arc<Mutex<()>>,
+}
+
+impl Store {
+    /// Opens the store in a folder of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`], [`StoreError::Damaged`].
+    pub async fn open(folder: &Path, blocking: Blocking, options: Options) -> Result<Self, StoreError> {
+        let (opened, opening) = (folder.to_owned(), options.clone());
+        let states = Arc::new(PartitionStates::new());
+        let loading = states.clone();
+        let (tables, hinted) = blocking
+            .run(move || {
+                let tables = Tables::open(&opened, opening.map_bytes)?;
+                let hinted = tables.load(&loading)?;
+                Ok::<_, StoreError>((tables, hinted))
+            })
+            .await?;
+        let hinted = Arc::new(AtomicU64::new(hinted));
+        let (fail, failed) = watch::channel(None);
+        let changes = broadcast::Sender::new(CHANGES_KEPT);
+        let writer =
+            Writer::new(tables.clone(), states.clone(), changes.clone(), hinted.clone(), fail, options);
+        let limits = (WRITES_WAITING_MAX, WRITES_PER_COMMIT_MAX);
+        let writer = blocking.worker("kv-write", limits, writer, Writer::commit);
+        let limits = (READS_WAITING_MAX, READS_PER_SNAPSHOT_MAX);
+        let readers = blocking.worker("kv-read", limits, tables.clone(), reader::serve);
+        Ok(Self { writer, readers, tables, states, changes, failed, hinted, counting: Arc::default() })
+    }
+
+    /// Keeps records that are newer than what is there.
+    pub(super) async fn put(&self, origin: Origin, puts: Vec<Put>) -> Result<Applied, StoreError> {
+        let (done, applied) = oneshot::channel();
+        self.writer.send(Job::Put { origin, puts, done }).await.map_err(|_| StoreError::Stopped)?;
+        applied.await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// Reads from one snapshot.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshot<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (done, result) = oneshot::channel();
+        let job: ReadJob = Box::new(move |snapshot| drop(done.send(snapshot.and_then(work))));
+        self.readers.send(job).await.map_err(|_| StoreError::Stopped)?;
+        result.await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    async fn alter<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
+    ) -> Result<T, StoreError> {
+        let (done, result) = oneshot::channel();
+        self.writer.send(make(done)).await.map_err(|_| StoreError::Stopped)?;
+        result.await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// Adopts a layout: from now on requests of older ones are refused.
+    pub(super) async fn adopt(&self, layout: v1::StorageLayout) -> Result<(), StoreError> {
+        self.alter(|done| Job::Adopt { layout, done }).await
+    }
+
+    /// Notes that this node has copied all it lacked in that version's change.
+    pub(super) async fn set_copied(&self, version: u64) -> Result<(), StoreError> {
+        self.alter(|done| Job::SetCopied { version, done }).await
+    }
+
+    /// Forgets everything of a partition, a part at a time; says whether there is more.
+    pub(super) async fn clear(&self, partition: u16) -> Result<bool, StoreError> {
+        self.alter(|done| Job::Clear { partition, done }).await
+    }
+
+    /// Refuses new versions at or below this clock from now on.
+    pub(super) async fn fence(&self, partition: u16, clock: u64) -> Result<(), StoreError> {
+        self.alter(|done| Job::FencePartition { partition, clock, done }).await
+    }
+
+    /// Notes that every replica has everything up to this clock.
+    pub(super) async fn set_collected(&self, partition: u16, clock: u64) -> Result<(), StoreError> {
+        self.alter(|done| Job::SetCollected { partition, clock, done }).await
+    }
+
+    /// Drops these places if they are still what a collection up to `clock` drops; gives how many were.
+    pub(super) async fn drop_collected(
+        &self,
+        partition: u16,
+        clock: u64,
+        places: Vec<Place>,
+    ) -> Result<u64, StoreError> {
+        self.alter(|done| Job::DropCollected { partition, clock, places, done }).await
+    }
+
+    /// Drops these places whose versions are exactly these: what a replica that has collected further does
+    /// not have any more.
+    pub(super) async fn drop_exactly(&self, dropped: Vec<(Place, Version)>) -> Result<u64, StoreError> {
+        self.alter(|done| Job::DropExactly { dropped, done }).await
+    }
+
+    /// Keeps a record for a replica that is absent. `false` when there is no room for more.
+    pub(super) async fn hint(&self, target: NodeId, entry: Entry, unix_ms: u64) -> Result<bool, StoreError> {
+        if self.hinted.load(Ordering::Relaxed) >= limits::HINTS_BYTES_MAX {
+            return Ok(false);
+        }
+        self.alter(|done| Job::Hint { target, entry, unix_ms, done }).await.map(|()| true)
+    }
+
+    /// Forgets hints that were delivered or are of no use any more.
+    pub(super) async fn drop_hints(
+        &self,
+        target: NodeId,
+        dropped: Vec<(Place, Version)>,
+    ) -> Result<(), StoreError> {
+        self.alter(|done| Job::DropHints { target, dropped, done }).await
+    }
+
+    /// The tree of a partition; computed when it is first asked for.
+    pub(super) async fn tree(&self, partition: u16) -> Result<Tree, StoreError> {
+        if let TreeState::Known(tree) = self.alter(|done| Job::Tree { partition, count: false, done }).await?
+        {
+            return Ok(tree);
+        }
+        let _one_at_a_time = self.counting.lock().await;
+        loop {
+            match self.alter(|done| Job::Tree { partition, count: true, done }).await? {
+                TreeState::Known(tree) => return Ok(tree),
+                TreeState::Counting(snapshot) => {
+                    let counted = self.read(move |_| snapshot.tree(partition)).await?;
+                    self.alter(|done| Job::SetTree { partition, counted, done }).await?;
+                }
+                TreeState::Unknown => unreachable!("this asker counts"),
+            }
+        }
+    }
+
+    /// The layout that was adopted last.
+    pub(super) async fn layout(&self) -> Result<Option<v1::StorageLayout>, StoreError> {
+        self.read(|snapshot| snapshot.layout()).await
+    }
+    /// The version in whose change this node has copied all it lacked.
+    pub(super) async fn copied(&self) -> Result<u64, StoreError> {
+        self.read(|snapshot| snapshot.copied()).await
+    }
+
+    /// Whether a read under that layout may be answered.
+    pub(super) fn fence_of(&self, layout: u64) -> Fence {
+        fence(self.states.layout.load(Ordering::Acquire), layout)
+    }
+    /// The clock up to which a partition has been collected.
+    pub(super) fn collected(&self, partition: u16) -> u64 {
+        self.states.collected[usize::from(partition)].load(Ordering::Acquire)
+    }
+    /// The clock up to which a partition takes no new versions.
+    pub(super) fn fenced(&self, partition: u16) -> u64 {
+        self.states.fenced[usize::from(partition)].load(Ordering::Acquire).max(self.collected(partition))
+    }
+    /// Bytes of hints kept for absent replicas.
+    pub(super) fn hinted_bytes(&self) -> u64 {
+        self.hinted.load(Ordering::Relaxed)
+    }
+    /// Bytes on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.tables.disk_bytes()
+    }
+    /// Changes as they become durable.
+    pub(super) fn watch(&self) -> broadcast::Receiver<Changes> {
+        self.changes.subscribe()
+    }
+    /// Closes the files, once every other handle is gone; waits no longer than this.
+    pub(super) async fn close(self, blocking: &Blocking, patience: Duration) {
+        let closing = self.tables.env.clone().prepare_for_closing();
+        drop(self);
+        let closed = blocking.run(move || closing.wait_timeout(patience)).await;
+        if !closed {
+            tracing::warn!("the storage is still in use while the node stops");
+        }
+    }
+    /// Resolves when a flush has failed: what is on disk is not known any more.
+    pub(super) async fn failed(&self) -> StoreError {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await.map(|error| error.clone()) {
+            Ok(Some(error)) => error,
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+fn fence(adopted: u64, sender: u64) -> Fence {
+    match sender.cmp(&adopted) {
+        std::cmp::Ordering::Less if is_planted(Bug::OldLayoutAccepted) => Fence::Open,
+        std::cmp::Ordering::Less => Fence::SenderIsBehind,
+        std::cmp::Ordering::Equal => Fence::Open,
+        std::cmp::Ordering::Greater => Fence::ReceiverIsBehind,
+    }
+}
+
+/// A record as it was stored; damage is told with its place.
+fn decode(place: &[u8], record: &[u8]) -> Result<Record, StoreError> {
+    Record::from_bytes(record).ok_or_else(|| damaged(place))
+}
+
+fn damaged(place: &[u8]) -> StoreError {
+    StoreError::Damaged(format!("the record at {} cannot be read", place.escape_ascii()))
+}
+
+#[cfg(test)]
+#[path = "store/tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! The tables of the LMDB environment and what their keys and values are.
+//!
+//! `data`: place -> record. `hints`: target node, place -> time of the hint, record. `state`: the adopted
+//! layout, and what is known of each partition.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use debros_proto::v1;
+use heed::types::Bytes;
+use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RwTxn, WithoutTls};
+use prost::Message;
+
+use super::{PartitionStates, StoreError};
+
+/// Tables of the environment.
+const TABLES: u32 = 3;
+/// Snapshots at a time: the reader's, those from which trees are counted, and copies.
+const READERS_MAX: u32 = 2048;
+
+/// The keys of `state`.
+const LAYOUT: &[u8] = b"layout";
+const COPIED: &[u8] = b"copied";
+const COLLECTED: u8 = b'c';
+const FENCED: u8 = b'f';
+
+type Table = Database<'static, Bytes, Bytes>;
+
+/// The environment and its tables. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Tables {
+    pub(super) env: Env<WithoutTls>,
+    pub(super) data: Table,
+    pub(super) hints: Table,
+    state: Table,
+}
+
+pub(super) fn failed(error: heed::Error) -> StoreError {
+    match error {
+        heed::Error::Mdb(MdbError::MapFull) => StoreError::Full,
+        heed::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => StoreError::Full,
+        error => StoreError::Failed(error.to_string()),
+    }
+}
+
+impl Tables {
+    pub(super) fn open(folder: &Path, map_bytes: usize) -> Result<Self, StoreError> {
+        let cannot = |reason: String| StoreError::Open { folder: folder.to_owned(), reason };
+        std::fs::create_dir_all(folder).map_err(|error| cannot(error.to_string()))?;
+        let env = Self::environment(folder, map_bytes).map_err(|error| cannot(error.to_string()))?;
+        // The files' names are durable before anything is acknowledged.
+        for named in [Some(folder), folder.parent()].into_iter().flatten() {
+            let synced = std::fs::File::open(named).and_then(|file| file.sync_all());
+            synced.map_err(|error| cannot(error.to_string()))?;
+        }
+        let txn = env.write_txn().map_err(|error| cannot(error.to_string()))?;
+        let tables = env.create_databases_and_commit(txn, |opener, txn| {
+            let data = opener.create_database::<Bytes, Bytes>(txn, Some("data"))?;
+            let hints = opener.create_database::<Bytes, Bytes>(txn, Some("hints"))?;
+            let state = opener.create_database::<Bytes, Bytes>(txn, Some("state"))?;
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((data, hints, state)))
+        });
+        let (data, hints, state) = tables.map_err(|error| cannot(error.to_string()))?.unwrap_commit();
+        Ok(Self { env, data, hints, state })
+    }
+
+    fn environment(folder: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, heed::Error> {
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        options.map_size(map_bytes).max_dbs(TABLES).max_readers(READERS_MAX);
+        // SAFETY: the folder is this node's own, which it locks; the files are changed by LMDB alone.
+        unsafe { options.open(folder) }
+    }
+
+    /// Reads what is known of each partition, and gives the bytes of all hints.
+    pub(super) fn load(&self, states: &PartitionStates) -> Result<u64, StoreError> {
+        let txn = self.env.read_txn().map_err(failed)?;
+        for item in self.state.iter(&txn).map_err(failed)? {
+            let (key, value) = item.map_err(failed)?;
+            let [kind, partition @ ..] = key else { continue };
+            let (Ok(partition), Ok(clock)) = (partition.try_into(), value.try_into()) else { continue };
+            let (partition, clock) = (u16::from_be_bytes(partition), u64::from_be_bytes(clock));
+            let table = match *kind {
+                COLLECTED => &states.collected,
+                FENCED => &states.fenced,
+                _ => continue,
+            };
+            if let Some(state) = table.get(usize::from(partition)) {
+                state.store(clock, Ordering::Release);
+            }
+        }
+        let adopted = self.layout(&txn)?.map_or(0, |layout| layout.version);
+        states.layout.store(adopted, Ordering::Release);
+        let mut hinted = 0;
+        for item in self.hints.iter(&txn).map_err(failed)? {
+            let (key, value) = item.map_err(failed)?;
+            hinted += (key.len() + value.len()) as u64;
+        }
+        Ok(hinted)
+    }
+
+    pub(super) fn layout(&self, txn: &heed::RoTxn<'_>) -> Result<Option<v1::StorageLayout>, StoreError> {
+        let Some(bytes) = self.state.get(txn, LAYOUT).map_err(failed)? else { return Ok(None) };
+        let damaged = |_| StoreError::Damaged("the adopted layout cannot be read".to_owned());
+        v1::StorageLayout::decode(bytes).map(Some).map_err(damaged)
+    }
+
+    pub(super) fn copied(&self, txn: &heed::RoTxn<'_>) -> Result<u64, StoreError> {
+        let bytes = self.state.get(txn, COPIED).map_err(failed)?;
+        Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    pub(super) fn set_layout(
+        &self,
+        txn: &mut RwTxn<'_>,
+        layout: &v1::StorageLayout,
+    ) -> Result<(), heed::Error> {
+        self.state.put(txn, LAYOUT, &layout.encode_to_vec())
+    }
+
+    pub(super) fn set_copied(&self, txn: &mut RwTxn<'_>, version: u64) -> Result<(), heed::Error> {
+        self.state.put(txn, COPIED, &version.to_be_bytes())
+    }
+
+    pub(super) fn set_collected(
+        &self,
+        txn: &mut RwTxn<'_>,
+        partition: u16,
+        clock: u64,
+    ) -> Result<(), heed::Error> {
+        self.state.put(txn, &partition_key(COLLECTED, partition), &clock.to_be_bytes())
+    }
+
+    pub(super) fn set_fenced(
+        &self,
+        txn: &mut RwTxn<'_>,
+        partition: u16,
+        clock: u64,
+    ) -> Result<(), heed::Error> {
+        self.state.put(txn, &partition_key(FENCED, partition), &clock.to_be_bytes())
+    }
+
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.env.real_disk_size().unwrap_or(0)
+    }
+}
+
+fn partition_key(kind: u8, partition: u16) -> [u8; 3] {
+    let [high, low] = partition.to_be_bytes();
+    [kind, high, low]
+}
+
+/// The key of a hint: all hints of a node lie together.
+pub(super) fn hint_key(target: u64, place: &[u8]) -> Vec<u8> {
+    [&target.to_be_bytes(), place].concat()
+}
+
+/// Reads a hint: when it was kept, where its record belongs, and the record.
+pub(super) fn parse_hint<'b>(key: &'b [u8], value: &'b [u8]) -> Option<(u64, &'b [u8], &'b [u8])> {
+    let place = key.get(8..)?;
+    let (kept_unix_ms, record) = value.split_at_checked(8)?;
+    Some((u64::from_be_bytes(kept_unix_ms.try_into().ok()?), place, record))
+}

@@ -1,0 +1,356 @@
+//! Watching keys: the changes of all replicas of a namespace's partitions, each told once.
+//!
+//! Every replica is listened to, because a write is acknowledged by a majority of them only. A watch tells
+//! the newest version of a key when it first hears of it; versions that were superseded before that are
+//! passed by. It goes on from a clock: what the store still holds that is younger is told again, so a watch
+//! that breaks and goes on tells everything at least once, until the deletions of that time are forgotten.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use debros_net::{Lane, PeerId};
+use debros_proto::layout::{majority, partitions_of};
+use debros_proto::{Failure, NodeId, limits, v1};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use v1::storage_event::Kind;
+
+use super::clock::{stamp_of, unix_ms_of};
+use super::coordinator::{Coordinator, Quorum};
+use super::layouts::View;
+use super::list::List;
+use super::record::{Entry, Record, Version};
+use super::store::Changes;
+
+/// Events in one message.
+const EVENTS_PER_MESSAGE_MAX: usize = 256;
+/// Messages that wait for the watcher; past it the watch waits, and then lags.
+const MESSAGES_MAX: usize = limits::WATCH_EVENTS_MAX / EVENTS_PER_MESSAGE_MAX;
+/// A write becomes known to a replica within this time of its stamp, or through repair.
+const LATE_MAX: Duration = Duration::from_secs(30);
+/// A replica that cannot be listened to is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// Keys read at a time to catch up.
+const CATCH_UP_KEYS: usize = 1000;
+/// Reading them is given up after this, and begun again.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Keys whose last told version is remembered.
+const TOLD_MAX: usize = 64 << 10;
+
+/// What is to be watched.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Whose keys.
+    pub namespace: String,
+    /// Literal; empty for all.
+    pub prefix: String,
+    /// The clock from which an earlier watch goes on; `None` from now.
+    pub resume: Option<u64>,
+}
+
+/// A watch under way: ends when it is dropped.
+pub struct Watching {
+    events: ReceiverStream<v1::StorageEvents>,
+}
+
+impl Watching {
+    /// The events, in messages.
+    pub fn into_events(self) -> impl Stream<Item = v1::StorageEvents> + Send {
+        self.events
+    }
+}
+
+/// The form in which a watcher keeps where it was.
+pub(super) fn resume_token(clock: u64) -> Vec<u8> {
+    clock.to_be_bytes().to_vec()
+}
+
+/// The changes of some keys as this node's replica makes them.
+pub(super) fn changes(
+    changes: broadcast::Receiver<Changes>,
+    namespace: String,
+    prefix: String,
+) -> impl Stream<Item = v1::ReplicaChanges> + Send {
+    futures::stream::unfold(changes, move |mut changes| {
+        let (namespace, prefix) = (namespace.clone(), prefix.clone());
+        async move {
+            loop {
+                match changes.recv().await {
+                    Ok(changed) => {
+                        let of_it =
+                            |entry: &&Entry| entry.namespace == namespace && entry.key.starts_with(&prefix);
+                        let entries: Vec<v1::ReplicaEntry> =
+                            changed.iter().filter(of_it).map(|entry| entry.clone().into_wire()).collect();
+                        if !entries.is_empty() {
+                            return Some((v1::ReplicaChanges { entries, lagged: false }, changes));
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        return Some((v1::ReplicaChanges { entries: Vec::new(), lagged: true }, changes));
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                }
+            }
+        }
+    })
+}
+
+/// Begins to watch.
+pub(super) fn start(
+    coordinator: Coordinator,
+    watch: Watch,
+    tombstone_life: Duration,
+) -> Result<Watching, Failure> {
+    coordinator.inner.layouts.current()?;
+    let (events, receiver) = mpsc::channel(MESSAGES_MAX);
+    let now = coordinator.inner.clock.unix_ms();
+    let begin_unix_ms = if watch.resume.is_some() { 0 } else { now };
+    let told_to = watch.resume.unwrap_or(stamp_of(now));
+    // Deletions from then on may be forgotten by now.
+    let lags = unix_ms_of(told_to) + (tombstone_life.as_millis() as u64) < now;
+    let tracker = coordinator.inner.tracker.clone();
+    let watcher = Watcher {
+        coordinator,
+        watch,
+        events,
+        told: Told::default(),
+        told_to,
+        begin_unix_ms,
+        caught_up: false,
+    };
+    tracker.spawn(async move {
+        if !lags || watcher.send(vec![Kind::Lagged(v1::WatchLagged {})]).await {
+            watcher.run().await;
+        }
+    });
+    Ok(Watching { events: ReceiverStream::new(receiver) })
+}
+
+/// What a replica tells, and that it can be listened to again.
+enum Heard {
+    Changes(v1::ReplicaChanges),
+    /// The replica is listened to from now on: what it did before may have been missed.
+    Attached(NodeId),
+}
+
+struct Watcher {
+    coordinator: Coordinator,
+    watch: Watch,
+    events: mpsc::Sender<v1::StorageEvents>,
+    told: Told,
+    /// Everything up to this clock was told, but for what replicas hear of late.
+    told_to: u64,
+    /// Nothing older is told.
+    begin_unix_ms: u64,
+    caught_up: bool,
+}
+
+/// The versions told last, so that no replica's change is told twice.
+#[derive(Default)]
+struct Told {
+    versions: BTreeMap<String, Version>,
+    order: VecDeque<String>,
+}
+
+impl Told {
+    /// Whether this is news; remembers it.
+    fn is_news(&mut self, key: &str, version: Version) -> bool {
+        match self.versions.get_mut(key) {
+            Some(known) if *known >= version => false,
+            Some(known) => {
+                *known = version;
+                true
+            }
+            None => {
+                self.versions.insert(key.to_owned(), version);
+                self.order.push_back(key.to_owned());
+                if self.order.len() > TOLD_MAX
+                    && let Some(oldest) = self.order.pop_front()
+                {
+                    self.versions.remove(&oldest);
+                }
+                true
+            }
+        }
+    }
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        let mut adopted = self.coordinator.inner.layouts.watch_adopted();
+        loop {
+            let Some(view) = adopted.borrow_and_update().clone() else { return };
+            let events = self.events.clone();
+            tokio::select! {
+                () = events.closed() => return,
+                changed = adopted.changed() => if changed.is_err() { return },
+                go_on = self.follow(&view) => if !go_on { return },
+            }
+        }
+    }
+
+    /// Tells what the replicas of one layout do. `false` when nobody watches any more.
+    async fn follow(&mut self, view: &Arc<View>) -> bool {
+        let mut heard = self.listen(view);
+        let mut attached = vec![self.coordinator.inner.node];
+        if self.hears_all(view, &attached) && !self.catch_up().await {
+            return false;
+        }
+        while let Some(next) = heard.next().await {
+            let go_on = match next {
+                Heard::Changes(changes) => {
+                    (!changes.lagged || self.catch_up().await) && self.tell(changes.entries).await
+                }
+                Heard::Attached(node) => {
+                    attached.push(node);
+                    !self.hears_all(view, &attached) || self.catch_up().await
+                }
+            };
+            if !go_on {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether no write can be acknowledged without one of these nodes.
+    fn hears_all(&self, view: &View, attached: &[NodeId]) -> bool {
+        partitions_of(&self.watch.namespace).into_iter().all(|partition| {
+            let placement = view.readers();
+            let heard = placement.nodes_of(partition).iter().filter(|node| attached.contains(node)).count();
+            heard > placement.replicas() - majority(placement.replicas())
+        })
+    }
+
+    /// Listens to every replica of the namespace's partitions.
+    fn listen(&self, view: &Arc<View>) -> futures::stream::SelectAll<BoxStream<'static, Heard>> {
+        let partitions = partitions_of(&self.watch.namespace);
+        let mut nodes: Vec<NodeId> =
+            partitions.iter().flat_map(|partition| view.writers_of(*partition)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let streams = nodes.into_iter().map(|node| {
+            if node == self.coordinator.inner.node {
+                let store = self.coordinator.inner.replica.store();
+                let (namespace, prefix) = (self.watch.namespace.clone(), self.watch.prefix.clone());
+                return changes(store.watch(), namespace, prefix).map(Heard::Changes).boxed();
+            }
+            match view.peer(node) {
+                Some(peer) => self.listen_to(node, peer),
+                None => futures::stream::pending().boxed(),
+            }
+        });
+        futures::stream::select_all(streams)
+    }
+
+    /// Listens to a peer, again and again.
+    fn listen_to(&self, node: NodeId, peer: PeerId) -> BoxStream<'static, Heard> {
+        let links = self.coordinator.inner.links.clone();
+        let header =
+            v1::RequestHeader { namespace: super::SYSTEM_NAMESPACE.to_owned(), ..Default::default() };
+        let request = v1::WatchReplicaRequest {
+            header: Some(header),
+            namespace: self.watch.namespace.clone(),
+            prefix: self.watch.prefix.clone(),
+        };
+        let closed: Option<tonic::Streaming<v1::ReplicaChanges>> = None;
+        futures::stream::unfold(closed, move |open| {
+            let (links, request) = (links.clone(), request.clone());
+            async move {
+                if let Some(mut changes) = open
+                    && let Ok(Some(changed)) = changes.message().await
+                {
+                    return Some((Heard::Changes(changed), Some(changes)));
+                }
+                loop {
+                    match links.client(peer, Lane::Kv).watch(request.clone()).await {
+                        Ok(changes) => return Some((Heard::Attached(node), Some(changes.into_inner()))),
+                        Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    /// Tells what the store holds that is younger than what was told. `false` when nobody watches any more.
+    async fn catch_up(&mut self) -> bool {
+        let since = unix_ms_of(self.told_to).saturating_sub(LATE_MAX.as_millis() as u64);
+        let since = since.max(self.begin_unix_ms);
+        let mut after = String::new();
+        loop {
+            let list = List {
+                namespace: self.watch.namespace.clone(),
+                prefix: self.watch.prefix.clone(),
+                after: after.clone(),
+                limit: CATCH_UP_KEYS,
+                with_values: true,
+                quorum: Quorum::Majority,
+                deadline: Instant::now() + CATCH_UP_TIMEOUT,
+            };
+            let part = tokio::select! {
+                () = self.events.closed() => return false,
+                part = self.coordinator.list_part_with_tombstones(&list, CATCH_UP_KEYS) => part,
+            };
+            let Ok((records, scanned_to)) = part else {
+                tokio::time::sleep(RETRY_AFTER).await;
+                continue;
+            };
+            let young = records.into_iter().filter(|(_, record)| unix_ms_of(record.version.clock) >= since);
+            let namespace = self.watch.namespace.clone();
+            let entries = young.map(|(key, record)| v1::ReplicaEntry {
+                namespace: namespace.clone(),
+                key,
+                record: Some(record.into_wire()),
+            });
+            if !self.tell(entries.collect()).await {
+                return false;
+            }
+            match scanned_to {
+                Some(next) => after = next,
+                None if std::mem::replace(&mut self.caught_up, true) => return true,
+                None => return self.send(vec![Kind::CaughtUp(v1::WatchCaughtUp {})]).await,
+            }
+        }
+    }
+
+    async fn tell(&mut self, entries: Vec<v1::ReplicaEntry>) -> bool {
+        let mut kinds = Vec::with_capacity(entries.len());
+        for v1::ReplicaEntry { namespace: _, key, record } in entries {
+            let Some(record) = record.and_then(Record::from_wire) else { continue };
+            if self.told.is_news(&key, record.version) {
+                self.told_to = self.told_to.max(record.version.clock);
+                kinds.push(kind(key, record));
+            }
+        }
+        self.send(kinds).await
+    }
+
+    /// Sends events; `false` when nobody watches any more.
+    async fn send(&self, mut kinds: Vec<Kind>) -> bool {
+        while !kinds.is_empty() {
+            let rest = kinds.split_off(kinds.len().min(EVENTS_PER_MESSAGE_MAX));
+            let events = kinds.into_iter().map(|kind| v1::StorageEvent { kind: Some(kind) }).collect();
+            let resume = resume_token(self.told_to).into();
+            if self.events.send(v1::StorageEvents { events, resume }).await.is_err() {
+                return false;
+            }
+            kinds = rest;
+        }
+        true
+    }
+}
+
+fn kind(key: String, record: Record) -> Kind {
+    let entry = v1::StorageEntry {
+        key,
+        value: record.value,
+        version: Some(record.version.into()),
+        expires_unix_ms: record.expires_unix_ms,
+    };
+    if record.tombstone { Kind::Deleted(entry) } else { Kind::Put(entry) }
+}

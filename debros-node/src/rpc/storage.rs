@@ -1,0 +1,107 @@
+//! `debros.v1.Storage`.
+
+use std::pin::Pin;
+
+use debros_net::calls::Answers;
+use debros_proto::{Failure, limits, v1};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+use v1::storage_reply::Outcome;
+use v1::storage_request::Operation;
+use v1::storage_server::StorageServer;
+
+use super::database::namespace;
+use super::meter::RpcMetrics;
+use super::principal;
+use crate::service::{Principal, Storage};
+
+struct Service {
+    storage: Storage,
+    metrics: RpcMetrics,
+}
+
+/// The service, to be mounted on the client lane.
+pub fn storage_service(
+    storage: Storage,
+    metrics: RpcMetrics,
+) -> StorageServer<impl v1::storage_server::Storage> {
+    StorageServer::new(Service { storage, metrics })
+        .max_decoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
+        .max_encoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
+}
+
+type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::storage_server::Storage for Service {
+    type OperateStream = Frames<v1::StorageReplies>;
+    type WatchStream = Frames<v1::StorageEvents>;
+
+    async fn operate(
+        &self,
+        request: Request<Streaming<v1::StorageCalls>>,
+    ) -> Result<Response<Self::OperateStream>, Status> {
+        let principal = principal(&request)?;
+        let (storage, metrics) = (self.storage.clone(), self.metrics.clone());
+        let answers = Answers::new(
+            request.into_inner(),
+            move |calls, under_way: &FuturesUnordered<BoxFuture<'static, Vec<v1::StorageReply>>>| {
+                for call in calls {
+                    let answer = answer(storage.clone(), metrics.clone(), principal.clone(), call);
+                    under_way.push(Box::pin(answer));
+                }
+            },
+        );
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchStorageRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let namespace = namespace(&request);
+        let watching = async { self.storage.watch(&principal, request) };
+        let watching = self.metrics.measure("WatchStorage", &namespace, watching).await?.into_inner();
+        Ok(Response::new(watching.into_events().map(Ok).boxed()))
+    }
+
+    async fn layout(
+        &self,
+        request: Request<v1::LayoutRequest>,
+    ) -> Result<Response<v1::LayoutResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let answer = async { self.storage.layout(&principal, &request) };
+        self.metrics.measure("Layout", &namespace(&request), answer).await
+    }
+}
+
+async fn answer(
+    storage: Storage,
+    metrics: RpcMetrics,
+    principal: Principal,
+    call: v1::StorageCall,
+) -> Vec<v1::StorageReply> {
+    let v1::StorageCall { id, request } = call;
+    let outcome = match request {
+        None => Err(Failure::invalid("a call without a request")),
+        Some(request) => {
+            let method = match request.operation {
+                Some(Operation::Put(_)) => "StoragePut",
+                Some(Operation::Delete(_)) => "StorageDelete",
+                Some(Operation::Get(_)) => "StorageGet",
+                Some(Operation::List(_)) => "StorageList",
+                None => "Storage",
+            };
+            let namespace = namespace(&request);
+            metrics.measure_call(method, &namespace, storage.operate(&principal, request)).await
+        }
+    };
+    let outcome = match outcome {
+        Ok(response) => Outcome::Response(response),
+        Err(failure) => Outcome::Failure(failure.into_call()),
+    };
+    vec![v1::StorageReply { id, outcome: Some(outcome) }]
+}
