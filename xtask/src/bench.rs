@@ -6,6 +6,7 @@
 
 mod etcd;
 mod form;
+mod kv;
 mod load;
 mod sql;
 mod turns;
@@ -32,6 +33,8 @@ const OURS: &str = "debros";
 pub(crate) enum Bench {
     /// The SQL database: single inserts, reads, transactions of 100 rows, and the write outage when a leader dies.
     Sql(sql::SqlOptions),
+    /// The key-value storage: puts, reads and listings. Only its peers so far: the storage is not there yet.
+    Kv(kv::KvOptions),
 }
 
 /// What every benchmark understands.
@@ -129,6 +132,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         match bench {
             Bench::Sql(options) => sql::run(options).await,
+            Bench::Kv(options) => kv::run(options).await,
         }
     })
 }
@@ -151,6 +155,7 @@ mod tests {
             "sql",
             "sql --quick --against etcd",
             "sql --seconds 0.5 --clients 1,8 --works insert,stale_read --json x",
+            "kv --against etcd,nats-kv --works put_fsync,put_relaxed,get_r1,get_r2,list_100",
         ] {
             assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
         }
@@ -160,6 +165,7 @@ mod tests {
             "sql --against nobody",
             "sql --against nats-kv",
             "sql --works sorting",
+            "kv",
         ] {
             assert!(Line::try_parse_from(format!("bench {bad}").split(' ')).is_err(), "{bad}");
         }
