@@ -1,34 +1,40 @@
 //! `cargo xtask bench`: how fast it is, beside others where asked. This module decides what is measured in which order and
-//! gives all benchmarks one command line; [`form`] shows results, [`load`] takes them, and each system is a module.
+//! gives all benchmarks one command line; [`form`] shows results, [`load`] takes them, and each benchmark has a module for its
+//! works and one in its folder for each system that does them.
 //!
 //! Systems are measured in turns within one run, on one disk, so that what the machine does meanwhile meets both.
 
-mod debros;
 mod etcd;
 mod form;
+mod kv;
 mod load;
 mod sql;
+mod turns;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use crate::steps::{cargo, run as run_program, step, target_folder};
 use form::Row;
-use load::Session;
 
 /// Clients share so many connections, whatever the system: more would measure connections.
 const CONNECTIONS_MAX: usize = 8;
+/// How results name this project.
+const OURS: &str = "debros";
 
 /// Which benchmark.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     /// The SQL database: single inserts, reads, transactions of 100 rows, and the write outage when a leader dies.
     Sql(sql::SqlOptions),
+    /// The key-value storage: puts, reads and listings. Only its peers so far: the storage is not there yet.
+    Kv(kv::KvOptions),
 }
 
 /// What every benchmark understands.
@@ -43,19 +49,9 @@ pub(crate) struct CommonOptions {
     /// Write the results to FILE as JSON, one object a line.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure this system too, in turns with ours, and show the ratios.
-    #[arg(long, value_name = "PEER")]
-    against: Option<Peer>,
     /// How many clients ask at the same time.
     #[arg(long, value_delimiter = ',', value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=4096))]
     clients: Option<Vec<u16>>,
-}
-
-/// A system that is not ours.
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Peer {
-    /// The etcd on the PATH (Debian: etcd-server).
-    Etcd,
 }
 
 impl CommonOptions {
@@ -74,7 +70,7 @@ impl CommonOptions {
 
     /// Shows the results and writes them where they were asked for.
     fn report(&self, rows: &[Row]) -> Result<()> {
-        let rows = form::with_ratios(rows, debros::NAME);
+        let rows = form::with_ratios(rows, OURS);
         println!("{}", form::table(&rows));
         match &self.json {
             Some(path) => form::write_json(path, &rows),
@@ -97,16 +93,25 @@ pub(crate) trait System: Send {
     fn name(&self) -> &'static str;
     /// The processes whose CPU time counts.
     fn pids(&self) -> Vec<u32>;
-    /// That many clients, each of which does the work.
-    async fn sessions(&mut self, work: sql::Work, clients: usize) -> Result<Vec<Box<dyn Session>>>;
-    /// A client that keeps writing whatever happens to the leader.
-    async fn steadfast_writer(&mut self) -> Result<Box<dyn Session>>;
-    /// SIGKILL to the process that leads.
-    async fn kill_leader(&mut self) -> Result<()>;
-    /// Starts what was killed and waits until it takes part again.
-    async fn restore(&mut self) -> Result<()>;
     /// Stops all processes.
     async fn stop(self: Box<Self>) -> Result<()>;
+}
+
+/// A program on the PATH, or where Debian puts servers.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    folders.map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
+/// Empties the folder in which a system keeps its data and its logs.
+fn empty_folder(system: &str) -> Result<PathBuf> {
+    let folder = target_folder().join("bench").join(system);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 /// Runs a benchmark. A debug build would measure itself, so it hands over to a release build.
@@ -127,6 +132,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         match bench {
             Bench::Sql(options) => sql::run(options).await,
+            Bench::Kv(options) => kv::run(options).await,
         }
     })
 }
@@ -149,10 +155,18 @@ mod tests {
             "sql",
             "sql --quick --against etcd",
             "sql --seconds 0.5 --clients 1,8 --works insert,stale_read --json x",
+            "kv --against etcd,nats-kv --works put_fsync,put_relaxed,get_r1,get_r2,list_100",
         ] {
             assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
         }
-        for bad in ["sql --seconds 0", "sql --clients 0", "sql --against nobody", "sql --works sorting"] {
+        for bad in [
+            "sql --seconds 0",
+            "sql --clients 0",
+            "sql --against nobody",
+            "sql --against nats-kv",
+            "sql --works sorting",
+            "kv",
+        ] {
             assert!(Line::try_parse_from(format!("bench {bad}").split(' ')).is_err(), "{bad}");
         }
     }

@@ -362,11 +362,12 @@ impl Group {
         }
     }
 
-    /// The peer id of a member; `None` for a node that is not one.
-    pub(super) fn member_peer(&self, node: u64) -> Option<String> {
+    /// Whether a member has this peer id; `None` for a node that is not a member.
+    pub(super) fn member_is(&self, node: NodeId, peer_id: &str) -> Option<bool> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics.membership_config.membership().get_node(&node).map(|replica| replica.peer_id.clone())
+        let replica = metrics.membership_config.membership().get_node(&node.0)?;
+        Some(replica.peer_id == peer_id)
     }
 
     /// Waits until this replica follows a leader that is wanted; for ever when the replica has stopped.

@@ -1,6 +1,7 @@
 //! The replicas that this node runs, and what they share: one log store, one link to each peer.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
@@ -82,6 +83,25 @@ pub struct Claim {
     pub caller: PeerId,
     /// The replica here has no members yet: it is new and has nothing to lose.
     pub pristine: bool,
+}
+
+/// Who asks, proved by the connection. The text, by which memberships name peers, is made once: every
+/// append is checked against it.
+pub(super) struct Caller {
+    peer: PeerId,
+    text: String,
+}
+
+impl From<PeerId> for Caller {
+    fn from(peer: PeerId) -> Self {
+        Self { peer, text: peer.to_string() }
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
 }
 
 /// Whether to believe a claim; given by who knows the cluster map.
@@ -234,7 +254,7 @@ impl Groups {
     }
 
     /// The replica that a request from a peer is meant for.
-    pub(super) fn route(&self, caller: PeerId, route: &v1::Route) -> Result<Group, v1::Refusal> {
+    pub(super) fn route(&self, caller: &Caller, route: &v1::Route) -> Result<Group, v1::Refusal> {
         use v1::RefusalReason::{NotThisReplica, UnknownGroup};
         let Some(cluster) = self.inner.cluster.get() else {
             return Err(refusal(UnknownGroup, "this node has not joined a cluster yet"));
@@ -258,15 +278,15 @@ impl Groups {
 
     /// Whoever forges a leader's append or vote truncates logs and deposes leaders, so every caller
     /// must be the node that it says it is. Clients are admitted as peers too.
-    fn speaks_for(&self, group: &Group, node: NodeId, caller: PeerId) -> bool {
+    fn speaks_for(&self, group: &Group, node: NodeId, caller: &Caller) -> bool {
         // The group's own members may be behind: a new leader is a member of the meta group before.
-        let meta = || self.get(GroupId::META)?.member_peer(node.0);
-        if let Some(peer) = group.member_peer(node.0).or_else(meta) {
-            return peer == caller.to_string();
+        let meta = || self.get(GroupId::META)?.member_is(node, &caller.text);
+        if let Some(is_caller) = group.member_is(node, &caller.text).or_else(meta) {
+            return is_caller;
         }
         let status = group.status();
         let pristine = status.voters.is_empty() && status.learners.is_empty();
-        (self.inner.believes)(Claim { group: group.id(), node, caller, pristine })
+        (self.inner.believes)(Claim { group: group.id(), node, caller: caller.peer, pristine })
     }
 }
 

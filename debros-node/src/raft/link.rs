@@ -3,11 +3,12 @@
 //! ```text
 //! session (one leader, one replica) --frames--> outbox --> gRPC stream --> peer
 //! session <--replies-- its own queue <--dispatch (never awaits)-- gRPC stream
+//! question (one frame, one reply): the same way, with a place for its reply instead of a queue
 //! ```
 //!
 //! A session has credit for [`limits::SESSION_FRAMES_MAX`] unanswered frames and a queue of that
-//! size, so dispatching a reply always finds room. When the stream breaks, every session on it
-//! ends with an error and openraft starts a new one.
+//! size, so dispatching a reply always finds room. When the stream breaks, every session and question on
+//! it ends with an error and openraft starts a new one.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -20,7 +21,7 @@ use debros_net::{Lane, PeerId};
 use debros_proto::{limits, v1};
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use v1::raft_client::RaftClient;
@@ -48,50 +49,75 @@ impl Links {
 
     /// Starts a session with a peer.
     pub(super) fn session(&self, peer: PeerId) -> Session {
-        let link = self
-            .links
-            .lock()
-            .expect("not poisoned")
-            .entry(peer)
-            .or_insert_with(|| Arc::new(Link { live: Mutex::default(), next_session: AtomicU64::new(1) }))
-            .clone();
-        let id = link.next_session.fetch_add(1, Ordering::Relaxed);
-        let (replies, receiver) = mpsc::channel(limits::SESSION_FRAMES_MAX);
-        let outbox = link.register(self, peer, id, replies);
-        Session { id, link, outbox, replies: receiver, ends_itself: false }
+        let link = self.link(peer);
+        let (queue, replies) = mpsc::channel(limits::SESSION_FRAMES_MAX);
+        let (id, outbox) = link.register(self, peer, Asker::Session(queue));
+        Session { id, link, outbox, replies }
+    }
+
+    /// Sends one frame outside of any session and gives its reply.
+    pub(super) async fn ask(
+        &self,
+        peer: PeerId,
+        mut frame: v1::AppendFrame,
+    ) -> Result<v1::AppendReply, StreamBroke> {
+        let link = self.link(peer);
+        let (place, reply) = oneshot::channel();
+        let (id, outbox) = link.register(self, peer, Asker::Question(place));
+        let _question = Question { id, link: &link };
+        frame.session = id;
+        frame.single = true;
+        let room = outbox.reserve().await.map_err(|_| StreamBroke)?;
+        frame.closed_sessions = link.take_closed();
+        room.send(frame);
+        reply.await.map_err(|_| StreamBroke)
+    }
+
+    fn link(&self, peer: PeerId) -> Arc<Link> {
+        let mut links = self.links.lock().expect("not poisoned");
+        links.entry(peer).or_default().clone()
     }
 }
 
+#[derive(Default)]
 struct Link {
     live: Mutex<Option<Live>>,
-    next_session: AtomicU64,
+    last_id: AtomicU64,
 }
 
 /// The part of a link that lives as long as one gRPC stream.
 struct Live {
     outbox: mpsc::Sender<v1::AppendFrame>,
-    sessions: HashMap<u64, mpsc::Sender<v1::AppendReply>>,
+    askers: HashMap<u64, Asker>,
     /// Ended sessions of which the peer is to be told with the next frame.
     closed: Vec<u64>,
 }
 
+/// Where replies go.
+enum Asker {
+    Session(mpsc::Sender<v1::AppendReply>),
+    /// The peer ends it with its reply.
+    Question(oneshot::Sender<v1::AppendReply>),
+}
+
 impl Link {
+    /// Gives the id under which replies come, and where frames go.
     fn register(
         self: &Arc<Self>,
         links: &Links,
         peer: PeerId,
-        session: u64,
-        replies: mpsc::Sender<v1::AppendReply>,
-    ) -> mpsc::Sender<v1::AppendFrame> {
+        asker: Asker,
+    ) -> (u64, mpsc::Sender<v1::AppendFrame>) {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let mut live = self.live.lock().expect("not poisoned");
         let live = live.get_or_insert_with(|| {
             let (outbox, frames) = mpsc::channel(limits::PEER_OUTBOX_FRAMES);
             let client = links.client(peer, Lane::Raft);
             links.tracker.spawn(run_stream(Arc::downgrade(self), client, frames));
-            Live { outbox, sessions: HashMap::new(), closed: Vec::new() }
+            Live { outbox, askers: HashMap::new(), closed: Vec::new() }
         });
-        live.sessions.insert(session, replies);
-        live.outbox.clone()
+        live.askers.insert(id, asker);
+        (id, live.outbox.clone())
     }
 
     fn take_closed(&self) -> Vec<u64> {
@@ -103,16 +129,16 @@ impl Link {
             .unwrap_or_default()
     }
 
-    fn forget(&self, session: u64) {
+    fn forget(&self, question: u64) {
         if let Some(live) = self.live.lock().expect("not poisoned").as_mut() {
-            live.sessions.remove(&session);
+            live.askers.remove(&question);
         }
     }
 
     fn close(&self, session: u64) {
         let mut live = self.live.lock().expect("not poisoned");
         let Some(live) = live.as_mut() else { return };
-        if live.sessions.remove(&session).is_none() {
+        if live.askers.remove(&session).is_none() {
             return;
         }
         live.closed.push(session);
@@ -124,12 +150,25 @@ impl Link {
     }
 
     fn dispatch(&self, reply: v1::AppendReply) {
-        let live = self.live.lock().expect("not poisoned");
-        let Some(session) = live.as_ref().and_then(|live| live.sessions.get(&reply.session)) else {
-            return;
+        let mut live = self.live.lock().expect("not poisoned");
+        let Some(live) = live.as_mut() else { return };
+        let expected = match live.askers.get(&reply.session) {
+            None => return,
+            Some(Asker::Session(queue)) => queue.try_send(reply).is_ok(),
+            Some(Asker::Question(_)) => live.answer(reply),
         };
-        if session.try_send(reply).is_err() {
+        if !expected {
             tracing::debug!("an append reply came without a frame that asked for it");
+        }
+    }
+}
+
+impl Live {
+    /// Answers a question, which nobody may wait for any more.
+    fn answer(&mut self, reply: v1::AppendReply) -> bool {
+        match self.askers.remove(&reply.session) {
+            Some(Asker::Question(place)) => place.send(reply).is_ok(),
+            _ => false,
         }
     }
 }
@@ -156,7 +195,7 @@ async fn run_stream(
         Err(status) => status.message().to_owned(),
     };
     tracing::debug!(end, "append stream ended");
-    // Dropping the sessions' queues ends every session on this stream.
+    // Dropping them ends every session and question on this stream.
     if let Some(link) = link.upgrade() {
         link.live.lock().expect("not poisoned").take();
     }
@@ -168,8 +207,18 @@ pub(super) struct Session {
     link: Arc<Link>,
     outbox: mpsc::Sender<v1::AppendFrame>,
     replies: mpsc::Receiver<v1::AppendReply>,
-    /// The peer ends it with its reply.
-    ends_itself: bool,
+}
+
+/// One frame that waits for its reply, or is given up.
+struct Question<'a> {
+    id: u64,
+    link: &'a Link,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.link.forget(self.id);
+    }
 }
 
 /// The stream under a session broke.
@@ -178,17 +227,6 @@ pub(super) struct Session {
 pub(super) struct StreamBroke;
 
 impl Session {
-    /// Sends one frame and gives its reply.
-    pub(super) async fn ask(mut self, mut frame: v1::AppendFrame) -> Result<v1::AppendReply, StreamBroke> {
-        frame.session = self.id;
-        frame.single = true;
-        self.ends_itself = true;
-        let place = self.outbox.reserve().await.map_err(|_| StreamBroke)?;
-        frame.closed_sessions = self.link.take_closed();
-        place.send(frame);
-        self.replies.recv().await.ok_or(StreamBroke)
-    }
-
     /// Sends what `frames` gives and yields the replies, until `frames` ends and all is answered.
     pub(super) fn run(
         self,
@@ -205,11 +243,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.ends_itself {
-            self.link.forget(self.id);
-        } else {
-            self.link.close(self.id);
-        }
+        self.link.close(self.id);
     }
 }
 

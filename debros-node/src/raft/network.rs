@@ -147,7 +147,7 @@ impl Connection {
         let heartbeat =
             AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
         let Some(peer) = self.peer else { return Confirmation::None };
-        let reply = self.links.session(peer).ask(self.frame(heartbeat)).await;
+        let reply = self.links.ask(peer, self.frame(heartbeat)).await;
         match reply.map(append_result) {
             Ok(Ok(Ok(_))) => Confirmation::Follows,
             Ok(Ok(Err(StreamAppendError::HigherVote(_)))) => Confirmation::FollowsAnother,
@@ -213,7 +213,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         let peer = self.peer().map_err(unreachable)?;
-        let reply = self.links.session(peer).ask(self.frame(request)).await;
+        let reply = self.links.ask(peer, self.frame(request)).await;
         let reply = reply.map_err(|broke| RPCError::Unreachable(Unreachable::new(&broke)))?;
         Ok(match append_result(reply)? {
             Ok(_) => AppendEntriesResponse::Success,
@@ -239,12 +239,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             let links = self.links.clone();
             let replies = futures::stream::once(async move {
                 let Some(first) = frames.next().await else { return futures::stream::empty().boxed() };
-                let session = links.session(peer);
                 match frames.next().now_or_never() {
                     // A heartbeat, or an entry that openraft probes with.
-                    Some(None) => futures::stream::once(session.ask(first)).boxed(),
-                    Some(Some(second)) => session.run(paced([first, second], frames)).boxed(),
-                    None => session.run(paced([first], frames)).boxed(),
+                    Some(None) => futures::stream::once(async move { links.ask(peer, first).await }).boxed(),
+                    Some(Some(second)) => links.session(peer).run(paced([first, second], frames)).boxed(),
+                    None => links.session(peer).run(paced([first], frames)).boxed(),
                 }
             });
             let replies = replies.flatten().map(|reply| match reply {

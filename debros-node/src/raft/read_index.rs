@@ -6,7 +6,9 @@
 //! asks anew, and only answers to its own questions count.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use debros_proto::NodeId;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
@@ -18,7 +20,7 @@ use super::types::{Membership, Vote};
 /// Reads waiting for one confirmation of leadership; past it the answer is "busy".
 pub(super) const READS_WAITING_MAX: usize = 4096;
 /// A read that finds no quorum within this is refused.
-const READ_INDEX_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A read, waiting to be told the index that it has to see.
 pub(super) type Read = oneshot::Sender<Result<u64, ReadIndexError>>;
@@ -91,7 +93,7 @@ fn has_quorum(membership: &Membership, confirmed: &BTreeSet<u64>) -> bool {
 fn leader(vote: &Vote, membership: &Membership) -> Option<Leader> {
     let node = vote.committed.then_some(vote.leader_id.node_id)?;
     let peer = membership.get_node(&node).and_then(|replica| replica.peer_id.parse().ok());
-    Some(Leader { node: debros_proto::NodeId(node), peer })
+    Some(Leader { node: NodeId(node), peer })
 }
 
 #[cfg(test)]

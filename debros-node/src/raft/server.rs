@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use debros_net::PeerId;
 use debros_proto::{limits, v1};
 use futures::StreamExt;
 use openraft::errors::{Fatal, RaftError};
@@ -23,7 +22,7 @@ use v1::raft_server::{Raft, RaftServer};
 
 use super::codec;
 use super::group::Group;
-use super::groups::Groups;
+use super::groups::{Caller, Groups};
 use super::snapshot::SnapshotData;
 use super::types::TypeConfig;
 
@@ -46,7 +45,7 @@ impl RaftService {
             .max_encoding_message_size(limits::APPEND_FRAME_BYTES_MAX)
     }
 
-    fn route(&self, caller: PeerId, route: Option<&v1::Route>) -> Result<Group, v1::Refusal> {
+    fn route(&self, caller: &Caller, route: Option<&v1::Route>) -> Result<Group, v1::Refusal> {
         let route =
             route.ok_or_else(|| refusal(v1::RefusalReason::Unspecified, "a request without a route"))?;
         self.groups.route(caller, route)
@@ -61,9 +60,9 @@ fn stopped(error: impl std::fmt::Display) -> v1::Refusal {
     refusal(v1::RefusalReason::GroupStopped, error.to_string())
 }
 
-fn caller<T>(request: &Request<T>) -> Result<PeerId, Status> {
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     debros_net::grpc::caller(request)
-        .map(|identity| identity.peer)
+        .map(|identity| Caller::from(identity.peer))
         .ok_or_else(|| Status::unauthenticated("raft is spoken between nodes only"))
 }
 
@@ -94,7 +93,7 @@ impl Raft for RaftService {
         let request = request.into_inner();
         let refused =
             |refused| Ok(Response::new(v1::VoteReply { refused: Some(refused), ..Default::default() }));
-        let group = match self.route(caller, request.route.as_ref()) {
+        let group = match self.route(&caller, request.route.as_ref()) {
             Ok(group) => group,
             Err(refusal) => return refused(refusal),
         };
@@ -122,7 +121,7 @@ impl Raft for RaftService {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let reply = |accepted, refused| Ok(Response::new(v1::TransferLeaderReply { accepted, refused }));
-        let group = match self.route(caller, request.route.as_ref()) {
+        let group = match self.route(&caller, request.route.as_ref()) {
             Ok(group) => group,
             Err(refusal) => return reply(false, Some(refusal)),
         };
@@ -145,7 +144,7 @@ impl Raft for RaftService {
             Some(v1::snapshot_frame::Part::Header(header)) => header,
             _ => return Err(Status::invalid_argument("a snapshot starts with its header")),
         };
-        let group = match self.route(caller, header.route.as_ref()) {
+        let group = match self.route(&caller, header.route.as_ref()) {
             Ok(group) => group,
             Err(refused) => {
                 return Ok(Response::new(v1::SnapshotReply { vote: None, refused: Some(refused) }));
@@ -205,7 +204,7 @@ async fn receive(
 
 struct Demultiplexer {
     groups: Groups,
-    caller: PeerId,
+    caller: Caller,
     replies: mpsc::Sender<Result<v1::AppendReply, Status>>,
     tracker: TaskTracker,
     sessions: HashMap<u64, Mailbox>,
@@ -260,7 +259,7 @@ impl Demultiplexer {
                 return Err(refusal(v1::RefusalReason::MailboxFull, "too many append sessions"));
             }
             let route = frame.route.as_ref().expect("checked by the caller");
-            let group = self.groups.route(self.caller, route)?;
+            let group = self.groups.route(&self.caller, route)?;
             let (sender, requests) = mpsc::channel(limits::GROUP_MAILBOX_FRAMES);
             self.sessions.insert(session, Mailbox { group: group.clone(), requests: sender });
             self.tracker.spawn(serve_session(group, session, requests, self.replies.clone()));
@@ -282,7 +281,7 @@ impl Demultiplexer {
         let room = self.singles.clone().try_acquire_owned();
         let room = room.map_err(|_| refusal(v1::RefusalReason::MailboxFull, "too many appends at a time"))?;
         let route = frame.route.as_ref().expect("checked by the caller");
-        let group = self.groups.route(self.caller, route)?;
+        let group = self.groups.route(&self.caller, route)?;
         let session = frame.session;
         let request = append_request(frame)?;
         group.heard();

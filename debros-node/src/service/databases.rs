@@ -72,13 +72,13 @@ impl Databases {
         self.forward_header(&mut request, &authorised);
         let (mut response, leader) = self
             .at_leader(&database, &authorised, request.session.is_some(), |target| {
-                let request = request.clone();
+                let request = &request;
                 async move {
                     match target {
                         Target::Here(replica) => {
                             self.disk.check()?;
                             let write = Write {
-                                statements: request.statements,
+                                statements: request.statements.clone(),
                                 transaction: request.transaction,
                                 return_rows: request.return_rows,
                                 session: request.session,
@@ -87,7 +87,7 @@ impl Databases {
                         }
                         Target::There(peer) => {
                             let mut client = self.client(peer);
-                            forwarded(client.execute(request)).await
+                            forwarded(client.execute(request.clone())).await
                         }
                     }
                 }
@@ -122,16 +122,16 @@ impl Databases {
         self.forward_header(&mut request, &authorised);
         let (mut response, leader) = self
             .at_leader(&database, &authorised, true, |target| {
-                let request = request.clone();
+                let request = &request;
                 async move {
                     match target {
                         Target::Here(replica) => {
-                            replica.query(request.statements, freshness, authorised.deadline).await
+                            replica.query(request.statements.clone(), freshness, authorised.deadline).await
                         }
                         Target::There(peer) => {
                             let mut client = self.client(peer);
                             // A read has no effect, whatever became of it.
-                            forwarded(client.query(request)).await.map_err(Failure::without_effect)
+                            forwarded(client.query(request.clone())).await.map_err(Failure::without_effect)
                         }
                     }
                 }
@@ -193,13 +193,13 @@ impl Databases {
         let database = self.database(&authorised, &request.database).await?;
         self.forward_header(&mut request, &authorised);
         let opened = self.at_leader(&database, &authorised, true, |target| {
-            let request = request.clone();
+            let request = &request;
             async move {
                 match target {
                     Target::Here(replica) => replica.open_session(authorised.deadline).await,
                     Target::There(peer) => {
                         let mut client = self.client(peer);
-                        forwarded(client.open_session(request)).await
+                        forwarded(client.open_session(request.clone())).await
                     }
                 }
             }

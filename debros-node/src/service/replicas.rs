@@ -95,6 +95,8 @@ impl Replicas {
         let (mut failed, mut pristine) = (Since::new(), Since::new());
         let mut quarantine = tokio::time::interval(QUARANTINE_INTERVAL);
         let mut stored = self.stored().await;
+        // Only another map drops more databases.
+        let mut settled: Option<Arc<map::ClusterMap>> = None;
         loop {
             let map = changes.borrow_and_update().clone();
             for database in map.databases() {
@@ -104,7 +106,11 @@ impl Replicas {
                     self.follow(&cluster, database, &mut failed, &mut pristine).await;
                 }
             }
-            self.put_away_dropped(&map, &mut stored, &mut failed).await;
+            if !settled.as_ref().is_some_and(|settled| Arc::ptr_eq(settled, &map))
+                && self.put_away_dropped(&map, &mut stored, &mut failed).await
+            {
+                settled = Some(map);
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = changes.changed() => {}
@@ -211,19 +217,24 @@ impl Replicas {
     }
 
     /// Puts away what dropped databases left, open or not: this node may have been down when they were
-    /// dropped, or have been killed half way.
+    /// dropped, or have been killed half way. Gives whether nothing of them is left.
     async fn put_away_dropped(
         &self,
         map: &map::ClusterMap,
         stored: &mut HashSet<GroupId>,
         failed: &mut Since,
-    ) {
+    ) -> bool {
+        let mut all = true;
         let mut here: BTreeSet<GroupId> = stored.iter().copied().collect();
         here.extend(self.open.read().expect("not poisoned").keys());
         here.extend(self.groups.log().groups());
         for group in here {
             let dropped = map.group(group).is_some_and(|database| database.dropped);
-            if !dropped || failed.get(&group).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
+            if !dropped {
+                continue;
+            }
+            if failed.get(&group).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
+                all = false;
                 continue;
             }
             match self.put_away(group).await {
@@ -238,9 +249,11 @@ impl Replicas {
                     // Without its log it is found by nothing else any more.
                     stored.insert(group);
                     failed.insert(group, Instant::now());
+                    all = false;
                 }
             }
         }
+        all
     }
 
     /// Closes a replica, removes its log and moves its files into quarantine.

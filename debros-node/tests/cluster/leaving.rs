@@ -21,11 +21,18 @@ async fn needed_by_nobody(cluster: &Cluster, place: usize) {
     }
 }
 
-async fn serves_on(client: &Client) {
+/// The others have what was written, know that the node is gone, and take more. Ends the cluster.
+async fn serves_on_without(id: u64, cluster: Cluster, client: Client) {
+    let members = client.cluster().members().await.unwrap().members;
+    assert!(members.iter().all(|member| member.node_id != id), "{members:?}");
+    write(&client, 2).await;
+    holds(&client, &[1, 2]).await;
     client.create_database("later", CreateOptions::default()).await.unwrap();
     let later = client.database_named("later").unwrap();
     later.create_table("CREATE TABLE kept (n INTEGER)").await.unwrap();
     assert_eq!(later.execute("INSERT INTO kept VALUES (1)", params![]).await.unwrap().rows_affected, 1);
+    client.close().await;
+    cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,11 +47,7 @@ async fn the_only_voter_leaves_and_is_stopped_at_once() {
     client.cluster().leave(Some(id)).await.unwrap();
     needed_by_nobody(&cluster, 0).await;
     cluster.stop(0).await;
-    write(&client, 2).await;
-    holds(&client, &[1, 2]).await;
-    serves_on(&client).await;
-    client.close().await;
-    cluster.shutdown().await;
+    serves_on_without(id, cluster, client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,13 +62,7 @@ async fn a_node_that_is_asked_itself_leaves_too() {
     asked.close().await;
     cluster.stop(0).await;
     let client = cluster.client(1, "app").await;
-    let members = client.cluster().members().await.unwrap().members;
-    assert!(members.iter().all(|member| member.node_id != id), "{members:?}");
-    write(&client, 2).await;
-    holds(&client, &[1, 2]).await;
-    serves_on(&client).await;
-    client.close().await;
-    cluster.shutdown().await;
+    serves_on_without(id, cluster, client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,11 +76,7 @@ async fn a_node_that_is_gone_is_taken_out() {
     client.cluster().leave(Some(id)).await.unwrap();
     let meta = cluster.node(0).node.joined().await.meta().status();
     assert!(meta.voters.iter().all(|voter| voter.0 != id), "{meta:?}");
-    let members = client.cluster().members().await.unwrap().members;
-    assert!(members.iter().all(|member| member.node_id != id), "{members:?}");
-    write(&client, 2).await;
-    client.close().await;
-    cluster.shutdown().await;
+    serves_on_without(id, cluster, client).await;
 }
 
 /// It was away while all the others that it knew left: it has never heard of who leads now.

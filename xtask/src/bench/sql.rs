@@ -1,30 +1,33 @@
 //! `bench sql`: what an application asks of a database, and how long writes are away when the leader is killed. Decides
-//! the works and their order; knows systems only through [`System`].
+//! the works and their order; knows systems only through [`SqlSystem`].
+
+mod debros;
+mod etcd;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use async_trait::async_trait;
 use clap::{Args, ValueEnum};
 
 use super::form::Row;
-use super::load::{Measurement, drive};
-use super::{CommonOptions, Peer, System, debros, etcd};
+use super::load::Session;
+use super::turns::{self, Does, Work as _, in_turns};
+use super::{CommonOptions, program};
 use crate::outage;
 
 const BENCH: &str = "sql";
 const CLIENTS: &[u16] = &[1, 8, 64, 256];
 const CLIENTS_QUICK: &[u16] = &[1, 64];
-/// Each figure is the sum of so many turns, in which the systems alternate.
-const TURNS: u32 = 2;
 /// Outages differ from one to the next: an election's timeout is random.
 const KILLS: usize = 7;
 const KILLS_QUICK: usize = 2;
 /// The bytes of a row, and of a value for a peer without rows.
-pub(super) const VALUE_BYTES: usize = 32;
+const VALUE_BYTES: usize = 32;
 /// Rows, or keys, that reads choose from.
-pub(super) const READ_ROWS: u32 = 1000;
+const READ_ROWS: u32 = 1000;
 /// Rows of one transaction.
-pub(super) const TRANSACTION_ROWS: usize = 100;
+const TRANSACTION_ROWS: usize = 100;
 
 /// Options of `bench sql`.
 #[derive(Args)]
@@ -34,12 +37,22 @@ pub(crate) struct SqlOptions {
     /// What the clients do.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WORK,..")]
     works: Option<Vec<Work>>,
+    /// Measure this system too, in turns with ours, and show the ratios.
+    #[arg(long, value_name = "PEER")]
+    against: Option<Peer>,
+}
+
+/// A system that is not ours.
+#[derive(Clone, Copy, ValueEnum)]
+enum Peer {
+    /// The etcd on the PATH (Debian: etcd-server).
+    Etcd,
 }
 
 /// What a client does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub(crate) enum Work {
+enum Work {
     /// One row of 32 bytes; acknowledged when a quorum has it on disk.
     Insert,
     /// One row by its key, as of now.
@@ -53,7 +66,9 @@ pub(crate) enum Work {
     Outage,
 }
 
-impl Work {
+impl turns::Work for Work {
+    const BENCH: &'static str = BENCH;
+
     fn name(self) -> &'static str {
         match self {
             Self::Insert => "insert",
@@ -65,12 +80,23 @@ impl Work {
     }
 }
 
+/// A system whose leader can be killed while it is written to.
+#[async_trait]
+trait SqlSystem: Does<Work> {
+    /// A client that keeps writing whatever happens to the leader.
+    async fn steadfast_writer(&mut self) -> Result<Box<dyn Session>>;
+    /// SIGKILL to the process that leads.
+    async fn kill_leader(&mut self) -> Result<()>;
+    /// Starts what was killed and waits until it takes part again.
+    async fn restore(&mut self) -> Result<()>;
+}
+
 /// Measures and reports.
 pub(super) async fn run(options: &SqlOptions) -> Result<()> {
     let common = &options.common;
-    let mut systems: Vec<Box<dyn System>> = vec![Box::new(debros::start().await?)];
-    match common.against {
-        Some(Peer::Etcd) => match etcd::program() {
+    let mut systems: Vec<Box<dyn SqlSystem>> = vec![Box::new(debros::start().await?)];
+    match options.against {
+        Some(Peer::Etcd) => match program("etcd") {
             Some(program) => systems.push(Box::new(etcd::start(&program).await?)),
             None => eprintln!("etcd: skipped, because there is no etcd on the PATH (Debian: etcd-server)"),
         },
@@ -80,6 +106,7 @@ pub(super) async fn run(options: &SqlOptions) -> Result<()> {
     let mut rows = Vec::new();
     for work in works.iter().copied().filter(|work| *work != Work::Outage) {
         for clients in common.clients(CLIENTS, CLIENTS_QUICK) {
+            let mut systems = systems.iter_mut().map(Box::as_mut).collect::<Vec<_>>();
             rows.extend(in_turns(&mut systems, work, clients, common.duration()).await?);
         }
     }
@@ -95,43 +122,7 @@ pub(super) async fn run(options: &SqlOptions) -> Result<()> {
     common.report(&rows)
 }
 
-/// The same work on every system, alternately.
-async fn in_turns(
-    systems: &mut [Box<dyn System>],
-    work: Work,
-    clients: usize,
-    duration: Duration,
-) -> Result<Vec<Row>> {
-    let mut sums = systems.iter().map(|_| Measurement::empty()).collect::<Result<Vec<_>>>()?;
-    for turn in 1..=TURNS {
-        for (system, sum) in systems.iter_mut().zip(&mut sums) {
-            let name = system.name();
-            eprintln!("{}, {clients} clients, turn {turn} of {TURNS}: {name}", work.name());
-            let sessions = system.sessions(work, clients).await?;
-            let measured = drive(sessions, duration / TURNS, &system.pids()).await;
-            sum.add(
-                &measured
-                    .with_context(|| format!("{} with {clients} clients on {name} failed", work.name()))?,
-            )?;
-        }
-    }
-    Ok(systems.iter().zip(&sums).map(|(system, sum)| row(work, system.name(), clients, sum)).collect())
-}
-
-fn row(work: Work, system: &str, clients: usize, measured: &Measurement) -> Row {
-    Row {
-        bench: BENCH,
-        work: work.name(),
-        system: system.to_owned(),
-        clients,
-        ops_per_s: Some(measured.ops_per_s()),
-        p50_us: Some(measured.latency_us(0.5)),
-        p99_us: Some(measured.latency_us(0.99)),
-        cpu_us_per_op: Some(measured.cpu_us_per_op()),
-    }
-}
-
-async fn outages(system: &mut dyn System, kills: usize) -> Result<Row> {
+async fn outages(system: &mut dyn SqlSystem, kills: usize) -> Result<Row> {
     let mut outages = Vec::new();
     for kill in 1..=kills {
         let mut writer = system.steadfast_writer().await?;

@@ -4,14 +4,14 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use debros_sdk::{Client, Consistency, Database, Parameters, ReadOptions, RemoteDatabase, Statement, Value};
 
-use super::load::Session;
-use super::sql::{READ_ROWS, TRANSACTION_ROWS, VALUE_BYTES, Work};
-use super::{CONNECTIONS_MAX, System};
+use super::{READ_ROWS, SqlSystem, TRANSACTION_ROWS, VALUE_BYTES, Work};
+use crate::bench::load::Session;
+use crate::bench::turns::Does;
+use crate::bench::{CONNECTIONS_MAX, OURS, System};
 use crate::cluster::{Cluster, Layout, node_program};
 use crate::membership;
 use crate::steps::target_folder;
 
-pub(super) const NAME: &str = "debros";
 const APPLICATION: &str = "bench";
 const NODES: usize = 3;
 const TABLES: [&str; 2] = [
@@ -26,7 +26,7 @@ const READ: &str = "SELECT value FROM known WHERE id = ?";
 pub(super) async fn start() -> Result<Debros> {
     let mut cluster = Cluster::prepare(Layout {
         program: node_program(&target_folder(), "release"),
-        folder: target_folder().join("bench").join(NAME),
+        folder: target_folder().join("bench").join(OURS),
         nodes: NODES,
         keep_data: false,
     })?;
@@ -54,13 +54,23 @@ pub(super) struct Debros {
 #[async_trait]
 impl System for Debros {
     fn name(&self) -> &'static str {
-        NAME
+        OURS
     }
 
     fn pids(&self) -> Vec<u32> {
         self.cluster.pids()
     }
 
+    async fn stop(self: Box<Self>) -> Result<()> {
+        for client in &self.clients {
+            client.close().await;
+        }
+        self.cluster.stop().await
+    }
+}
+
+#[async_trait]
+impl Does<Work> for Debros {
     async fn sessions(&mut self, work: Work, clients: usize) -> Result<Vec<Box<dyn Session>>> {
         let session = |client: usize| {
             let database = self.clients[client % self.clients.len()].database();
@@ -68,7 +78,10 @@ impl System for Debros {
         };
         Ok((0..clients).map(session).collect())
     }
+}
 
+#[async_trait]
+impl SqlSystem for Debros {
     async fn steadfast_writer(&mut self) -> Result<Box<dyn Session>> {
         // Retrying is the SDK's own business.
         Ok(Box::new(Asking { work: Work::Outage, database: self.clients[0].database() }))
@@ -86,13 +99,6 @@ impl System for Debros {
             self.cluster.ready(killed).await?;
         }
         membership::leader(&self.cluster, &self.clients[0]).await.map(drop)
-    }
-
-    async fn stop(self: Box<Self>) -> Result<()> {
-        for client in &self.clients {
-            client.close().await;
-        }
-        self.cluster.stop().await
     }
 }
 
