@@ -80,6 +80,7 @@ mod schema;
 mod session;
 mod shared;
 mod statement;
+mod storage;
 mod value;
 mod writer;
 
@@ -96,6 +97,12 @@ pub use network_info::{
 pub use result::{ExecuteResult, QueryResult};
 pub use schema::{ColumnInfo, SchemaInfo, TableInfo};
 pub use statement::{IntoParameters, Parameters, Statement};
+pub use storage::remote::RemoteStorage;
+pub use storage::watch::Watch;
+pub use storage::{
+    Cursor, DeleteOptions, Entry, GetOptions, ListOptions, Page, PutOptions, Quorum, ResumeToken, Storage,
+    StorageOperation, StorageOutcome, Version, WatchEvent, WatchOptions,
+};
 pub use value::Value;
 
 /// The seam below a client, for [`ClientBuilder::network`].
