@@ -3,7 +3,11 @@
 //!
 //! Invariant: a key that is not there is `None` or absent from a list, never an error.
 
+pub(crate) mod blobs;
 pub(crate) mod checked;
+pub(crate) mod encrypted;
+pub(crate) mod extension;
+pub(crate) mod keyring;
 pub(crate) mod remote;
 pub(crate) mod routes;
 pub(crate) mod watch;
@@ -210,7 +214,8 @@ pub enum WatchEvent {
 /// Keys and values, kept by the nodes that the key's hash names.
 ///
 /// Keys are text of 1 to `STORAGE_KEY_BYTES_MAX` bytes, values are bytes, up to
-/// `STORAGE_VALUE_BYTES_MAX`. Each operation is on its own: the last writer wins, and there is no transaction over two keys. What needs one is a
+/// `STORAGE_VALUE_BYTES_MAX`; larger ones are [`Blobs`](crate::Blobs). Each operation is on its own: the
+/// last writer wins, and there is no transaction over two keys. What needs one is a
 /// [`Database`](crate::Database).
 ///
 /// With [`Quorum::Majority`], the default, a read sees every write acknowledged before it, and one

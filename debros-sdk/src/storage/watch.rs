@@ -45,6 +45,15 @@ impl Watch {
         Self { events: events.boxed(), resume }
     }
 
+    /// The same watch with other events; an error stands in the place of an event.
+    pub(crate) fn try_map(
+        self,
+        mut map: impl FnMut(WatchEvent) -> Result<WatchEvent, Error> + Send + 'static,
+    ) -> Self {
+        let events = self.events.map(move |told| told.and_then(|(event, resume)| Ok((map(event)?, resume))));
+        Self { events: events.boxed(), resume: self.resume }
+    }
+
     /// From where another watch goes on after the events that this one has given, telling some of them
     /// again perhaps. `None` while no node has said.
     pub fn resume(&self) -> Option<&ResumeToken> {
