@@ -115,8 +115,9 @@ pub use storage::keyring::{EncryptionKey, Keyring};
 pub use storage::remote::RemoteStorage;
 pub use storage::watch::Watch;
 pub use storage::{
-    Cursor, DeleteOptions, Entry, GetOptions, ListOptions, Page, PutOptions, Quorum, ResumeToken, Storage,
-    StorageOperation, StorageOutcome, Version, WatchEvent, WatchOptions,
+    Cursor, DeleteOptions, Entry, GetOptions, ListOptions, Page, PutOptions, Quorum, ResumeToken,
+    STORAGE_PAGE_KEYS_MAX, STORAGE_TTL_MAX, Storage, StorageOperation, StorageOutcome, Version, WatchEvent,
+    WatchOptions,
 };
 pub use value::Value;
 

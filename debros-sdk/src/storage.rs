@@ -23,6 +23,11 @@ use futures::stream::StreamExt;
 use crate::error::Error;
 use crate::storage::watch::Watch;
 
+/// A value lives this long at most, unless it stays.
+pub const STORAGE_TTL_MAX: Duration = limits::STORAGE_TTL_MAX;
+/// Keys of one page of a listing.
+pub const STORAGE_PAGE_KEYS_MAX: u32 = limits::STORAGE_PAGE_KEYS_MAX;
+
 /// Operations of one batch under way at a time: as many as one message of a stream carries.
 const BATCH_UNDER_WAY_MAX: usize = limits::CALLS_PER_FRAME_MAX;
 
