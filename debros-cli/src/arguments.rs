@@ -1,11 +1,14 @@
 //! The command line: what may be written and what it means. Knows no cluster.
 
+pub(crate) mod storage;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use debros_sdk::{Consistency, OPERATION_TIMEOUT_MAX};
 
+use crate::arguments::storage::StorageCommand;
 use crate::format::Format;
 
 const EXAMPLES: &str = "\
@@ -15,13 +18,14 @@ Examples:
   debros query 'INSERT INTO t (name) VALUES (?)' Ada
   debros query 'SELECT * FROM t WHERE id = ?' 1 --format json
   debros shell < setup.sql                       run a file of statements
+  debros storage put greeting hello              keys and values, without SQL
   debros -b /dns4/node-0.example/tcp/4001 peers  ask a node elsewhere
 
 Without -b, a node is looked for on this machine: 127.0.0.1, TCP ports 4001 to 4005.
 
 Exit codes:
   0  done (for `health`: healthy or degraded)
-  1  the operation failed and changed nothing
+  1  the operation failed and changed nothing; or what was asked for is not there
   2  the command line is wrong
   3  no node could be reached, or none let this client in
   4  the cluster is unhealthy
@@ -31,7 +35,7 @@ With --format json a command prints one JSON object on stdout, an error as
   {\"error\": {\"kind\", \"message\", \"retryable\", \"maybe_applied\"}}
 Messages for people go to stderr.";
 
-/// SQL that survives its nodes: query and look after a debros cluster
+/// SQL and storage that survive their nodes: use and look after a debros cluster
 #[derive(Debug, Parser)]
 #[command(name = "debros", version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -122,6 +126,9 @@ pub(crate) enum Command {
     /// Open a SQL prompt with history; reads statements from a pipe, too
     #[command(after_help = SHELL_HELP)]
     Shell(ShellOptions),
+    /// Keys and values of the namespace
+    #[command(subcommand)]
+    Storage(StorageCommand),
     /// Members of the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -9,20 +9,23 @@ use debros_sdk::{
 };
 use serde_json::{Value as Json, json};
 
+use crate::arguments::storage::StorageCommand;
 use crate::arguments::{
     Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query, ShellOptions,
 };
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{json, parameter, shell, table};
+use crate::{json, parameter, shell, storage, table};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { global, command } = arguments;
-    if let Command::Completions { shell } = command {
-        return completions(shell);
-    }
+    let command = match command {
+        Command::Completions { shell } => return completions(shell),
+        Command::Storage(command) => return run_storage(&global, command).await,
+        other => other,
+    };
     // Mistakes that need no node are told before one is looked for.
     let parameters = match &command {
         Command::Query(query) => Some(parse_parameters(query)?),
@@ -46,8 +49,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Shell(options) => shell::run(&global, &connection, &options.options).await,
         Command::Cluster(command) => cluster(&global, &connection, command).await,
         Command::Database(command) => database(&global, &connection, command).await,
-        Command::Completions { .. } => unreachable!("answered above, without a connection"),
+        Command::Completions { .. } | Command::Storage(_) => unreachable!("answered above"),
     };
+    connection.client.close().await;
+    outcome
+}
+
+async fn run_storage(global: &Global, command: StorageCommand) -> Result<(), Failure> {
+    let task = storage::prepare(command)?;
+    let connection = connection::establish(global).await?;
+    let outcome = storage::run(global, &connection.client.storage(), task).await;
     connection.client.close().await;
     outcome
 }

@@ -30,6 +30,8 @@ pub(crate) enum Failure {
     },
     /// No node was named, and none runs on this machine.
     NoLocalNode { message: String, error: Error },
+    /// Nothing is stored under that key.
+    NoSuchKey { key: String },
     /// What was written on the command line, or at the prompt, makes no sense.
     Usage { message: String, next: String },
     /// All was printed already; only the exit code is left to say it.
@@ -81,7 +83,7 @@ impl Failure {
             Self::Operation { exit, .. } | Self::Told(exit) => *exit,
             Self::NoLocalNode { .. } => Exit::Unreachable,
             Self::Usage { .. } => Exit::Usage,
-            Self::Local { .. } => Exit::Failed,
+            Self::NoSuchKey { .. } | Self::Local { .. } => Exit::Failed,
         }
     }
 
@@ -99,6 +101,7 @@ impl Failure {
                 let next = next_step(ErrorKind::Unreachable, Exit::Unreachable);
                 Some(format!("error: cannot find a node on this machine\n  why:  {message}\n  next: {next}"))
             }
+            Self::NoSuchKey { key } => Some(format!("error: there is no key {key:?}\n  next: {LIST_KEYS}")),
             Self::Usage { message, next } => Some(format!("error: {message}\n  next: {next}")),
             Self::Local { message } => Some(format!("error: {message}")),
             Self::Told(_) => None,
@@ -108,12 +111,15 @@ impl Failure {
     fn json(&self) -> serde_json::Value {
         match self {
             Self::Operation { error, .. } | Self::NoLocalNode { error, .. } => json::error(error),
+            Self::NoSuchKey { key } => json::plain_error("not_found", &format!("there is no key {key:?}")),
             Self::Usage { message, .. } => json::plain_error("invalid_argument", message),
             Self::Local { message } => json::plain_error("local", message),
             Self::Told(_) => serde_json::Value::Null,
         }
     }
 }
+
+const LIST_KEYS: &str = "list what is there: `debros storage list`";
 
 /// SQLite's own refusal has nothing to do with who asks.
 const REFUSED_STATEMENT: &str =

@@ -3,9 +3,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use debros_sdk::{
-    ConnectedNode, DatabaseInfo, Error, GroupInfo, HealthStatus, Members, NetworkStatus, PeerInfo,
-    QueryResult, Value,
+    ConnectedNode, DatabaseInfo, Entry, Error, GroupInfo, HealthStatus, Members, NetworkStatus, PeerInfo,
+    QueryResult, Value, Version,
 };
 use serde_json::{Value as Json, json};
 
@@ -164,11 +166,29 @@ pub(crate) fn database(database: &DatabaseInfo) -> Json {
     })
 }
 
+pub(crate) fn version(version: Version) -> Json {
+    json!({"clock": version.clock, "node": version.node})
+}
+
+pub(crate) fn entry(entry: &Entry, with_value: bool) -> Json {
+    let mut object = json!({
+        "key": entry.key,
+        "version": version(entry.version),
+        "expires_unix_ms": entry.expires_at.map(unix_ms),
+    });
+    if with_value {
+        object["value"] = json!(std::str::from_utf8(&entry.value).ok());
+        object["value_base64"] = json!(BASE64.encode(&entry.value));
+        object["bytes"] = json!(entry.value.len());
+    }
+    object
+}
+
 fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -179,8 +199,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use debros_sdk::{
-        ConnectedNode, DatabaseInfo, Health, HealthCheck, HealthStatus, Member, MemberState, Members,
-        NetworkStatus, PeerInfo, QueryResult, Value,
+        ConnectedNode, DatabaseInfo, Entry, Health, HealthCheck, HealthStatus, Member, MemberState, Members,
+        NetworkStatus, PeerInfo, QueryResult, Value, Version,
     };
 
     fn same(found: &serde_json::Value, golden: &str) {
@@ -206,6 +226,25 @@ mod tests {
             r#"[{"real":"Infinity"},{"blob":"00ff"}],[0.5,"x"]],"rows_affected":0,"types":["integer",""]}"#
         );
         same(&super::query(&result), golden);
+    }
+
+    #[test]
+    fn a_stored_entry_keeps_its_shape() {
+        let entry = Entry {
+            key: "k".into(),
+            value: "hé".into(),
+            version: Version { clock: 7, node: 2 },
+            expires_at: Some(UNIX_EPOCH + Duration::from_millis(5)),
+        };
+        let golden = concat!(
+            r#"{"bytes":3,"expires_unix_ms":5,"key":"k","value":"hé","value_base64":"aMOp","#,
+            r#""version":{"clock":7,"node":2}}"#
+        );
+        same(&super::entry(&entry, true), golden);
+        let bare = Entry { value: vec![255].into(), expires_at: None, ..entry };
+        let golden = r#"{"expires_unix_ms":null,"key":"k","version":{"clock":7,"node":2}}"#;
+        same(&super::entry(&bare, false), golden);
+        assert!(super::entry(&bare, true)["value"].is_null());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod format;
 mod json;
 mod parameter;
 mod shell;
+mod storage;
 mod table;
 
 use std::process::ExitCode;

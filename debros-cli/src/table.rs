@@ -4,12 +4,16 @@
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use debros_sdk::{DatabaseInfo, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, Value};
+use debros_sdk::{
+    Cursor, DatabaseInfo, Entry, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, Value,
+};
 
 use crate::json;
 
 /// A blob longer than this is shown by its beginning and its length.
 const BLOB_SHOWN_BYTES: usize = 32;
+/// A stored text longer than this is shown by its beginning and its length.
+const TEXT_SHOWN_CHARS: usize = 60;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -19,7 +23,7 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// Text without control characters, which could move the cursor or hide what is shown.
-fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     let escape =
         |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escape).collect()
@@ -47,10 +51,55 @@ fn cell(value: &Value) -> String {
         Value::Integer(integer) => integer.to_string(),
         Value::Real(real) => format!("{real:?}"),
         Value::Text(text) => harmless(text),
-        Value::Blob(bytes) if bytes.len() > BLOB_SHOWN_BYTES => {
-            format!("x'{}…' ({} bytes)", json::hex(&bytes[..BLOB_SHOWN_BYTES]), bytes.len())
+        Value::Blob(bytes) => blob(bytes),
+    }
+}
+
+fn blob(bytes: &[u8]) -> String {
+    if bytes.len() > BLOB_SHOWN_BYTES {
+        return format!("x'{}…' ({} bytes)", json::hex(&bytes[..BLOB_SHOWN_BYTES]), bytes.len());
+    }
+    format!("x'{}'", json::hex(bytes))
+}
+
+/// A stored value: as text where it is text, by its beginning where it is long.
+pub(crate) fn bytes(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.chars().count() > TEXT_SHOWN_CHARS => {
+            let shown: String = text.chars().take(TEXT_SHOWN_CHARS).collect();
+            format!("{}… ({} bytes)", harmless(&shown).replace('\n', "\\n"), bytes.len())
         }
-        Value::Blob(bytes) => format!("x'{}'", json::hex(bytes)),
+        Ok(text) => harmless(text).replace('\n', "\\n"),
+        Err(_) => blob(bytes),
+    }
+}
+
+pub(crate) fn entries(entries: &[Entry], with_values: bool, cursor: Option<&Cursor>) -> String {
+    let header: &[&str] =
+        if with_values { &["key", "written", "expires", "value"] } else { &["key", "written", "expires"] };
+    let mut shown = table(header);
+    for entry in entries {
+        let written = SystemTime::UNIX_EPOCH + Duration::from_millis(entry.version.clock >> 16);
+        let expires = entry.expires_at.map_or_else(|| "never".to_owned(), until);
+        let mut row = vec![key(&entry.key), ago(written), expires];
+        row.extend(with_values.then(|| bytes(&entry.value)));
+        shown.add_row(row);
+    }
+    let more = cursor.map_or_else(String::new, |cursor| {
+        format!("; there may be more: --after '{}'", key(cursor.as_str()))
+    });
+    format!("{shown}\n{}{more}", plural(entries.len() as u64, "key"))
+}
+
+/// A key on one line.
+pub(crate) fn key(key: &str) -> String {
+    harmless(key).replace('\n', "\\n")
+}
+
+fn until(time: SystemTime) -> String {
+    match time.duration_since(SystemTime::now()) {
+        Ok(left) => format!("in {}", whole_seconds(left)),
+        Err(_) => "now".to_owned(),
     }
 }
 
@@ -197,7 +246,25 @@ fn duration(duration: Duration) -> String {
 mod tests {
     use std::time::Duration;
 
-    use debros_sdk::{QueryResult, Value};
+    use debros_sdk::{Cursor, Entry, QueryResult, Value, Version};
+
+    #[test]
+    fn stored_values_are_shown_on_one_line_and_not_too_long() {
+        assert_eq!(super::bytes(b"a\nb\x1b"), "a\\nb\\u{1b}");
+        assert_eq!(super::bytes(&[255, 0]), "x'ff00'");
+        assert_eq!(super::bytes("é".repeat(100).as_bytes()), format!("{}… (200 bytes)", "é".repeat(60)));
+        let entry = Entry {
+            key: "k\n".into(),
+            value: "v".into(),
+            version: Version { clock: 1, node: 1 },
+            expires_at: None,
+        };
+        let shown = super::entries(&[entry], true, Some(&Cursor::after("k")));
+        assert!(
+            shown.contains("k\\n") && shown.ends_with("1 key; there may be more: --after 'k'"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn rows_are_a_table_and_changes_a_sentence() {

@@ -27,6 +27,8 @@ fn help_is_as_it_was_reviewed() {
     for (arguments, golden) in [
         (["help", ""].as_slice(), include_str!("golden/help.txt")),
         (["help", "query"].as_slice(), include_str!("golden/help_query.txt")),
+        (["help", "storage"].as_slice(), include_str!("golden/help_storage.txt")),
+        (["help", "storage", "put"].as_slice(), include_str!("golden/help_storage_put.txt")),
     ] {
         let arguments: Vec<&str> =
             arguments.iter().copied().filter(|argument| !argument.is_empty()).collect();
@@ -41,7 +43,7 @@ fn help_is_as_it_was_reviewed() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
-    let cases: [&[&str]; 11] = [
+    let cases: [&[&str]; 18] = [
         &["query"],
         &["nonsense"],
         &["status", "-t", "soon"],
@@ -53,6 +55,13 @@ fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
         &["connect", "nonsense"],
         &["database", "create", "Bad Name"],
         &["query", "-d", "Bad Name", "SELECT 1"],
+        &["storage", "get", ""],
+        &["storage", "put", "key"],
+        &["storage", "put", "key", "value", "--ttl", "0s"],
+        &["storage", "put", "key", "value", "--quorum", "most"],
+        &["storage", "delete", &"k".repeat(1025)],
+        &["storage", "watch", "--resume", "***"],
+        &["storage", "list", "--limit", "many"],
     ];
     for arguments in cases {
         let output = debros(arguments);
@@ -71,6 +80,13 @@ fn an_unreachable_node_ends_with_3_and_names_the_address() {
     let told = text(&output.stderr);
     assert!(told.contains(&address) && told.contains("why:") && told.contains("next:"), "{told}");
     assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told_before_a_node_is_looked_for() {
+    let output = debros(&["storage", "put", "key", "--file", "nowhere.bin", "-b", &deserted()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("nowhere.bin"));
 }
 
 #[test]

@@ -9,13 +9,14 @@
 //! that may have reached a node. [`Failed::ambiguous`] is false only if no attempt can have taken effect.
 
 use std::collections::BTreeSet;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use debros_net::{Lane, OpenError, PeerId, grpc};
 use debros_proto::{ErrorCode, Failure, HasHeader, RetryHint, v1};
-use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -45,6 +46,8 @@ pub(crate) enum Target {
     Leader(String),
     /// To any node.
     Any,
+    /// To one of these, the first one that is well; any node serves it where none is.
+    Replicas(Vec<PeerId>),
     /// To this node and no other.
     Node(PeerId),
 }
@@ -77,6 +80,13 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
+    /// The node answered in words of another version: what it did is not known.
+    pub(crate) fn incomprehensible() -> Self {
+        let message = "the node's answer is of another version; upgrade this client";
+        let failure = Failure::new(ErrorCode::Internal, message);
+        Self { failure, ambiguous: true, unreachable: None }
+    }
+
     /// The error of an operation that changes nothing.
     pub(crate) fn into_read_error(self) -> Error {
         if let Some(unreachable) = self.unreachable {
@@ -134,6 +144,26 @@ fn outcome_of<R>(status: &Status) -> Outcome<R> {
     }
 }
 
+/// The attempts under way. So few that each is polled whenever one of them wakes: a queue of those that
+/// were woken wakes its own task once more each time, and then a caller with many operations in one
+/// task sends them two by two.
+struct UnderWay<F>(Vec<Pin<Box<F>>>);
+
+impl<F: Future> UnderWay<F> {
+    /// Waits for ever while nothing is under way.
+    fn first_to_end(&mut self) -> impl Future<Output = F::Output> {
+        poll_fn(|context| {
+            for place in 0..self.0.len() {
+                if let Poll::Ready(output) = self.0[place].as_mut().poll(context) {
+                    self.0.swap_remove(place);
+                    return Poll::Ready(output);
+                }
+            }
+            Poll::Pending
+        })
+    }
+}
+
 /// What to do after an attempt failed.
 enum Next {
     GiveUp(Failure),
@@ -156,28 +186,48 @@ impl Shared {
         S: Fn(Channel, Q) -> F + Sync,
         F: Future<Output = Result<Response<R>, Status>> + Send,
     {
+        let send = |peer, request| {
+            let response = send(self.channel(peer, Lane::Client), request);
+            async move { Ok(response.await?.into_inner()) }
+        };
+        self.call_peers(plan, request, send).await
+    }
+
+    /// Carries out an operation; `send` makes one attempt at a peer, with a copy of the request.
+    pub(crate) async fn call_peers<Q, R, S, F>(
+        &self,
+        plan: &Plan,
+        request: &Q,
+        send: S,
+    ) -> Result<Answer<R>, Failed>
+    where
+        Q: HasHeader + Clone + Send + Sync,
+        S: Fn(PeerId, Q) -> F + Sync,
+        F: Future<Output = Result<R, Status>> + Send,
+    {
         let sent = AtomicUsize::new(0);
         let mut course = Course::new(self, plan);
-        let mut under_way = FuturesUnordered::new();
+        let mut under_way = UnderWay(Vec::with_capacity(1));
         let mut start_at = Some(Instant::now());
         loop {
             if let Some(at) = start_at
                 && at <= Instant::now()
-                && under_way.len() < ATTEMPTS_UNDER_WAY_MAX
+                && under_way.0.len() < ATTEMPTS_UNDER_WAY_MAX
             {
-                match course.choose(under_way.len()) {
+                match course.choose(under_way.0.len()) {
                     Some(peer) => {
-                        under_way.push(self.attempt(peer, plan.deadline, request.clone(), &send, &sent));
+                        let attempt = self.attempt(peer, plan.deadline, request.clone(), &send, &sent);
+                        under_way.0.push(Box::pin(attempt));
                         start_at = plan.repeatable.then(|| course.company_at(peer));
                     }
-                    None if under_way.is_empty() => start_at = Some(course.after_pause(None)),
+                    None if under_way.0.is_empty() => start_at = Some(course.after_pause(None)),
                     None => start_at = None,
                 }
             }
-            let wake = start_at.filter(|_| under_way.len() < ATTEMPTS_UNDER_WAY_MAX);
+            let wake = start_at.filter(|_| under_way.0.len() < ATTEMPTS_UNDER_WAY_MAX);
             tokio::select! {
                 biased;
-                Some((peer, outcome)) = under_way.next(), if !under_way.is_empty() => {
+                (peer, outcome) = under_way.first_to_end() => {
                     let others = sent.load(Ordering::Relaxed) > 0;
                     match course.judge(peer, outcome) {
                         Ok(value) => return Ok(Answer { value, rough: course.attempts > 1 }),
@@ -213,8 +263,8 @@ impl Shared {
     ) -> (PeerId, Outcome<R>)
     where
         Q: HasHeader,
-        S: Fn(Channel, Q) -> F,
-        F: Future<Output = Result<Response<R>, Status>>,
+        S: Fn(PeerId, Q) -> F,
+        F: Future<Output = Result<R, Status>>,
     {
         if !self.network().is_connected(peer) {
             match timeout_at(deadline, self.network().reach(peer)).await {
@@ -232,15 +282,9 @@ impl Shared {
             timeout_ms: u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).max(1),
         });
         sent.fetch_add(1, Ordering::Relaxed);
-        let result = send(self.channel(peer, Lane::Client), request).await;
+        let result = send(peer, request).await;
         sent.fetch_sub(1, Ordering::Relaxed);
-        (
-            peer,
-            result.map_or_else(
-                |status| outcome_of(&status),
-                |response| Outcome::Answered(response.into_inner()),
-            ),
-        )
+        (peer, result.map_or_else(|status| outcome_of(&status), Outcome::Answered))
     }
 }
 
@@ -275,13 +319,14 @@ impl<'s> Course<'s> {
     fn database(&self) -> Option<&str> {
         match &self.plan.target {
             Target::Leader(database) => Some(database),
-            Target::Any | Target::Node(_) => None,
+            Target::Any | Target::Replicas(_) | Target::Node(_) => None,
         }
     }
 
     fn choose(&mut self, under_way: usize) -> Option<PeerId> {
-        let chosen = match self.plan.target {
-            Target::Node(peer) => (under_way == 0 && !self.tried.contains(&peer)).then_some(peer),
+        let chosen = match &self.plan.target {
+            Target::Node(peer) => (under_way == 0 && !self.tried.contains(peer)).then_some(*peer),
+            Target::Replicas(replicas) => self.shared.choose_replica(replicas, &self.tried),
             Target::Leader(_) | Target::Any => self.shared.choose(self.database(), &self.tried),
         };
         if let Some(peer) = chosen {
@@ -351,7 +396,10 @@ impl<'s> Course<'s> {
                 return Next::GiveUp(failure);
             }
         }
-        self.shared.raise_epoch(failure.epoch);
+        // The storage's epoch is its layout's, which no header carries.
+        if !matches!(self.plan.target, Target::Replicas(_)) {
+            self.shared.raise_epoch(failure.epoch);
+        }
         let pause = failure.retry_after;
         let next = match failure.retry {
             RetryHint::RetryElsewhere => self.elsewhere(peer, &failure),

@@ -5,6 +5,7 @@ use debros_proto::DatabaseName;
 
 use crate::address;
 use crate::error::Error;
+use crate::storage::checked;
 
 /// Whether this is a multiaddr.
 ///
@@ -21,4 +22,20 @@ pub fn multiaddr(text: &str) -> Result<(), Error> {
 pub fn database_name(text: &str) -> Result<(), Error> {
     DatabaseName::new(text)?;
     Ok(())
+}
+
+/// Whether a value may be stored under this key.
+///
+/// # Errors
+/// `InvalidArgument` for an empty key, `LimitExceeded` for one that is too long.
+pub fn storage_key(text: &str) -> Result<(), Error> {
+    checked::key(text)
+}
+
+/// Whether stored keys may begin like this.
+///
+/// # Errors
+/// `LimitExceeded` when it is too long.
+pub fn storage_prefix(text: &str) -> Result<(), Error> {
+    checked::prefix(text)
 }

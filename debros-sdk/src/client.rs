@@ -1,6 +1,6 @@
-//! The client: a cheap handle on the shared state, from which databases, the network and the cluster
-//! are reached. It starts nothing itself; the builder does. The last clone that goes away ends the
-//! background work; [`Client::close`] also waits for it.
+//! The client: a cheap handle on the shared state, from which databases, the storage, the network and
+//! the cluster are reached. It starts nothing itself; the builder does. The last clone that goes away
+//! ends the background work; [`Client::close`] also waits for it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::network_info::RemoteNetwork;
 use crate::rpc;
 use crate::shared::Shared;
+use crate::storage::remote::RemoteStorage;
 
 /// A connection to a cluster on behalf of one application. Clones are cheap and share everything.
 #[derive(Clone)]
@@ -146,6 +147,11 @@ impl Client {
         Plan { target: Target::Any, deadline: self.shared.deadline(None), repeatable }
     }
 
+    /// The namespace's key-value storage.
+    pub fn storage(&self) -> RemoteStorage {
+        RemoteStorage::new(self.clone())
+    }
+
     /// Peers, status and health.
     pub fn network(&self) -> RemoteNetwork {
         RemoteNetwork::new(self.clone())
@@ -174,6 +180,7 @@ impl Client {
         self.shared.shutdown().cancel();
         self.life.tasks.close();
         self.life.tasks.wait().await;
+        self.shared.storage().close();
         if self.life.owns_network {
             self.shared.network().shutdown().await;
         }

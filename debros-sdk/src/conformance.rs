@@ -1,11 +1,15 @@
-//! What every implementation of the SDK's interfaces does alike. Run it against an empty database;
-//! it panics where the implementation differs, and leaves its tables behind.
+//! What every implementation of the SDK's interfaces does alike. Run it against an empty database
+//! or storage; it panics where the implementation differs, and leaves its tables and keys behind.
+
+mod storage;
 
 use crate::database::{Database, ReadOptions};
 use crate::error::ErrorKind;
 use crate::params;
 use crate::statement::{Parameters, Statement};
 use crate::value::Value;
+
+pub use storage::storage;
 
 /// Holds a [`Database`] to its contract.
 ///

@@ -42,8 +42,14 @@ pub enum ErrorKind {
     DiskFull,
     /// The cluster is not initialised, or the node has not joined it yet.
     NotReady,
-    /// A row does not have the shape of the type it was to become.
+    /// A row or a value does not have the shape of the type it was to become.
     Decode,
+    /// A stored value is encrypted with a key that the keyring does not hold.
+    UnknownKey,
+    /// What is stored is not what was written: tampered with, damaged, or a part of it is missing.
+    Corrupt,
+    /// The application's own reader or file failed.
+    Io,
     /// The client was closed.
     Closed,
     /// A bug or a broken disk on a node; its log has the details.
@@ -70,6 +76,9 @@ impl ErrorKind {
             Self::DiskFull => "disk_full",
             Self::NotReady => "not_ready",
             Self::Decode => "decode",
+            Self::UnknownKey => "unknown_key",
+            Self::Corrupt => "corrupt",
+            Self::Io => "io",
             Self::Closed => "closed",
             Self::Internal => "internal",
         }

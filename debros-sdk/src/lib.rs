@@ -1,7 +1,7 @@
-//! The SDK of debros: a SQL database that survives its nodes, from an application.
+//! The SDK of debros: SQL databases and a key-value storage that survive their nodes, from an application.
 //!
 //! ```no_run
-//! use debros_sdk::{Client, Database, NetworkInfo, Statement, params};
+//! use debros_sdk::{Client, Database, NetworkInfo, Statement, Storage, params};
 //! use serde::Deserialize;
 //!
 //! #[derive(Deserialize)]
@@ -31,6 +31,12 @@
 //! for ship in result.rows_as::<Ship>()? {
 //!     println!("{} {}", ship.id, ship.name);
 //! }
+//!
+//! // Values by key, for what needs no SQL.
+//! let storage = client.storage();
+//! storage.put("ships/1/log", "calm seas".into()).await?;
+//! assert_eq!(storage.list("ships/", 10).await?, ["ships/1/log"]);
+//!
 //! println!("the cluster is {}", client.network().health().await?.status);
 //! client.close().await;
 //! # Ok(())
@@ -44,16 +50,21 @@
 //!   [`Error::maybe_applied`]. A write that failed otherwise changed nothing.
 //! - **A read sees every write acknowledged before it** ([`Consistency::Linearizable`], the default).
 //!   Older and cheaper reads are asked for: [`ReadOptions`], [`ClientBuilder::consistency`].
+//! - **A stored value is on most of its key's nodes** before a put is acknowledged, and a read asks most of
+//!   them, so it sees that put ([`Quorum::Majority`], the default). Of several writers the last one wins;
+//!   a put is not exactly-once, see [`Storage`].
 //! - **A node may die at any moment.** The client learns all members from the one it met first, goes
 //!   straight to a database's leader, and to the others when it is gone, within the operation's
 //!   timeout (10 s by default).
 //!
 //! # Map
 //!
-//! [`Client`] is a cheap handle; [`Database`] and [`NetworkInfo`] are the interfaces an application
-//! should depend on; [`RemoteDatabase`] and [`RemoteNetwork`] implement them against a cluster. Inside,
-//! `call` retries one operation, `writer` and `session` make writes exactly-once, `nodes` chooses whom
-//! to ask, `refresh` keeps that fresh. Nothing but `host` knows what carries the bytes: a client runs
+//! [`Client`] is a cheap handle; [`Database`], [`Storage`] and [`NetworkInfo`] are the interfaces an
+//! application should depend on; [`RemoteDatabase`], [`RemoteStorage`] and [`RemoteNetwork`] implement them
+//! against a cluster. [`StorageExt`] adds JSON, [encryption](EncryptedStorage) and [blobs](Blobs) to any
+//! storage. Inside, `call` retries one operation, `writer` and `session` make SQL writes exactly-once,
+//! `nodes` chooses whom to ask, `storage::routes` knows which of them hold a key, `refresh` keeps that
+//! fresh. Nothing but `host` knows what carries the bytes: a client runs
 //! unchanged over any [`transport::Network`].
 
 mod address;
@@ -80,6 +91,7 @@ mod schema;
 mod session;
 mod shared;
 mod statement;
+mod storage;
 mod value;
 mod writer;
 
@@ -96,6 +108,17 @@ pub use network_info::{
 pub use result::{ExecuteResult, QueryResult};
 pub use schema::{ColumnInfo, SchemaInfo, TableInfo};
 pub use statement::{IntoParameters, Parameters, Statement};
+pub use storage::blobs::{BLOB_CHUNK_BYTES, BLOB_CHUNKS_PREFIX, Blob, BlobInfo, BlobPut, Blobs};
+pub use storage::encrypted::{EncryptedStorage, Rotation};
+pub use storage::extension::StorageExt;
+pub use storage::keyring::{EncryptionKey, Keyring};
+pub use storage::remote::RemoteStorage;
+pub use storage::watch::Watch;
+pub use storage::{
+    Cursor, DeleteOptions, Entry, GetOptions, ListOptions, Page, PutOptions, Quorum, ResumeToken,
+    STORAGE_PAGE_KEYS_MAX, STORAGE_TTL_MAX, Storage, StorageOperation, StorageOutcome, Version, WatchEvent,
+    WatchOptions,
+};
 pub use value::Value;
 
 /// The seam below a client, for [`ClientBuilder::network`].

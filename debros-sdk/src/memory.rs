@@ -3,7 +3,10 @@
 //! so what is refused there is refused here. Nothing is kept, nothing is replicated, and every
 //! consistency is linearizable, because there is one copy.
 //!
-//! SQLite in memory never waits for a disk: statements run where they are called.
+//! SQLite in memory never waits for a disk: statements run where they are called. The storage is
+//! `storage`, a map.
+
+mod storage;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +29,8 @@ use crate::result::{ExecuteResult, QueryResult};
 use crate::schema::{self, SchemaInfo};
 use crate::statement::{Parameters, Statement, too_large};
 use crate::value::Value;
+
+pub use storage::MemoryStorage;
 
 /// A database in memory; clones share it. It goes with its last clone.
 #[derive(Clone)]

@@ -98,6 +98,21 @@ impl Nodes {
         self.leaders.get(database).copied()
     }
 
+    /// The first of these that is not tried and did not fail lately.
+    pub(crate) fn first_usable(
+        &self,
+        preferred: &[PeerId],
+        tried: &BTreeSet<PeerId>,
+        now: Instant,
+    ) -> Option<PeerId> {
+        preferred.iter().copied().find(|peer| self.is_usable(*peer, tried, now))
+    }
+
+    fn is_usable(&self, peer: PeerId, tried: &BTreeSet<PeerId>, now: Instant) -> bool {
+        let well = |node: &Node| node.avoid_until.is_none_or(|until| until <= now);
+        !tried.contains(&peer) && self.known.get(&peer).is_some_and(well)
+    }
+
     /// Whom to ask next: the database's leader, then the node that answered last, then one that is
     /// connected, then any other; among equals the one at `draw`. Those that failed lately come last.
     pub(crate) fn choose(
@@ -108,10 +123,7 @@ impl Nodes {
         now: Instant,
         draw: usize,
     ) -> Option<PeerId> {
-        let usable = |peer: &PeerId| {
-            !tried.contains(peer)
-                && self.known.get(peer).is_some_and(|node| node.avoid_until.is_none_or(|until| until <= now))
-        };
+        let usable = |peer: &PeerId| self.is_usable(*peer, tried, now);
         let leader = database.and_then(|database| self.leader(database));
         if let Some(peer) = leader.filter(usable).or_else(|| self.home.filter(usable)) {
             return Some(peer);

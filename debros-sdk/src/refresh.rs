@@ -1,5 +1,6 @@
 //! The background task that keeps a client's knowledge of the cluster fresh: who the members are,
-//! where they are, and who leads the namespace's databases. One task per client; it ends with it.
+//! where they are, who leads the namespace's databases, and which nodes hold the storage's keys once it
+//! is used. One task per client; it ends with it.
 //!
 //! It is woken by time, by an operation that had trouble, and by a lost connection. What it cannot
 //! learn it leaves as it was: old knowledge beats none.
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::call::{Plan, Target};
 use crate::rpc;
 use crate::shared::Shared;
+use crate::storage::routes;
 
 /// Membership changes rarely and hints correct what matters at once.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
@@ -98,6 +100,9 @@ pub(crate) async fn refresh(shared: &Shared, within: Duration) {
             }
         }
         Err(failed) => tracing::debug!(reason = %failed.failure, "cannot refresh the leaders"),
+    }
+    if shared.storage().is_in_use() {
+        routes::refresh(shared, plan.deadline).await;
     }
 }
 

@@ -1,12 +1,14 @@
 //! One attempt of each call on a channel: the only place that names the generated clients. Sets the
 //! message limits, which tonic would otherwise put at 4 MiB.
 
+use debros_net::calls::CallFrames;
 use debros_proto::limits;
 use debros_proto::v1;
 use debros_proto::v1::cluster_client::ClusterClient;
 use debros_proto::v1::database_client::DatabaseClient;
+use debros_proto::v1::storage_client::StorageClient;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Response, Status, Streaming};
 
 fn database(channel: Channel) -> DatabaseClient<Channel> {
     DatabaseClient::new(channel)
@@ -16,6 +18,28 @@ fn database(channel: Channel) -> DatabaseClient<Channel> {
 
 fn cluster(channel: Channel) -> ClusterClient<Channel> {
     ClusterClient::new(channel).max_decoding_message_size(limits::RESPONSE_BYTES_MAX)
+}
+
+fn storage(channel: Channel) -> StorageClient<Channel> {
+    StorageClient::new(channel)
+        .max_encoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
+        .max_decoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
+}
+
+/// Opens a stream of storage calls; it serves many operations.
+pub(crate) async fn operate(
+    channel: Channel,
+    calls: CallFrames<v1::StorageCalls>,
+) -> Result<Response<Streaming<v1::StorageReplies>>, Status> {
+    storage(channel).operate(calls).await
+}
+
+/// Opens a stream of changes.
+pub(crate) async fn watch(
+    channel: Channel,
+    request: v1::WatchStorageRequest,
+) -> Result<Response<Streaming<v1::StorageEvents>>, Status> {
+    storage(channel).watch(request).await
 }
 
 macro_rules! calls {
@@ -44,4 +68,5 @@ calls! {
     cluster: disconnect_peer(DisconnectPeerRequest) -> DisconnectPeerResponse;
     cluster: leave(LeaveRequest) -> LeaveResponse;
     cluster: initialise(InitialiseRequest) -> InitialiseResponse;
+    storage: layout(LayoutRequest) -> LayoutResponse;
 }

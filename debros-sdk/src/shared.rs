@@ -18,6 +18,7 @@ use crate::call::{Plan, Target};
 use crate::database::Consistency;
 use crate::error::{Error, ErrorKind};
 use crate::nodes::Nodes;
+use crate::storage::routes::Routes;
 use crate::writer::Writer;
 
 /// What the builder decided.
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     channels: Channels,
     nodes: Mutex<Nodes>,
     writers: Mutex<HashMap<DatabaseName, Arc<Writer>>>,
+    storage: Routes,
     /// Raised only by a node's refusal: a client places nothing, so it needs no map of its own.
     epoch: AtomicU64,
     refresh_wanted: Notify,
@@ -43,10 +45,12 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(namespace: Namespace, settings: Settings, network: Arc<dyn Network>) -> Self {
+        let channels = Channels::new(network);
         Self {
             namespace,
             settings,
-            channels: Channels::new(network),
+            storage: Routes::new(channels.clone()),
+            channels,
             nodes: Mutex::default(),
             writers: Mutex::default(),
             epoch: AtomicU64::new(0),
@@ -82,6 +86,16 @@ impl Shared {
     pub(crate) fn choose(&self, database: Option<&str>, tried: &BTreeSet<PeerId>) -> Option<PeerId> {
         let is_connected = |peer| self.network().is_connected(peer);
         self.nodes().choose(database, tried, is_connected, Instant::now(), rand::random_range(0..usize::MAX))
+    }
+
+    /// The first of these replicas that is well, or any other node.
+    pub(crate) fn choose_replica(&self, replicas: &[PeerId], tried: &BTreeSet<PeerId>) -> Option<PeerId> {
+        let usable = self.nodes().first_usable(replicas, tried, Instant::now());
+        usable.or_else(|| self.choose(None, tried))
+    }
+
+    pub(crate) fn storage(&self) -> &Routes {
+        &self.storage
     }
 
     pub(crate) fn epoch(&self) -> u64 {

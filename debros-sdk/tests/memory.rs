@@ -1,12 +1,17 @@
-//! The database in memory keeps the contract that every implementation keeps.
+//! What is in memory keeps the contracts that every implementation keeps.
 #![cfg(all(feature = "memory", feature = "conformance"))]
 
-use debros_sdk::memory::{MemoryDatabase, MemoryNetwork};
+use debros_sdk::memory::{MemoryDatabase, MemoryNetwork, MemoryStorage};
 use debros_sdk::{ErrorKind, Health, NetworkInfo, conformance};
 
 #[tokio::test]
 async fn a_database_in_memory_conforms() {
     conformance::database(&MemoryDatabase::new().unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_storage_in_memory_conforms() {
+    conformance::storage(&MemoryStorage::new()).await;
 }
 
 #[tokio::test]

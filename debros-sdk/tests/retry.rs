@@ -1,6 +1,7 @@
 //! The client against nodes that die, freeze, forget and lie about nothing: what it retries, where,
 //! and what it says when nobody can know. Time is simulated; the servers are real gRPC.
 
+mod storage;
 mod support;
 
 use std::time::Duration;

@@ -2,6 +2,8 @@
 //! in-memory streams, one shared log, exactly-once sessions as DESIGN section 5 has them. Nodes can
 //! be killed and frozen at any moment, also between applying a write and answering it.
 
+mod storage;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -12,7 +14,9 @@ use debros_net::{
 };
 use debros_proto::v1::cluster_server::{Cluster as ClusterService, ClusterServer};
 use debros_proto::v1::database_server::{Database as DatabaseService, DatabaseServer};
+use debros_proto::v1::storage_server::StorageServer;
 use debros_proto::{ErrorCode, Failure, v1};
+use debros_sdk::memory::MemoryStorage;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -24,6 +28,8 @@ pub(crate) struct World {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<PeerEvent>,
     client: PeerId,
+    /// What all nodes store.
+    pub(crate) storage: MemoryStorage,
 }
 
 #[derive(Default)]
@@ -41,6 +47,19 @@ pub(crate) struct State {
     pub(crate) violations: Vec<String>,
     /// The nodes are members of no cluster yet.
     pub(crate) forming: bool,
+    /// Replicas of each key of the storage.
+    pub(crate) replicas: u32,
+    pub(crate) layout_version: u64,
+    /// Storage calls that reached each node: the node, the key, and the clock that came with it.
+    pub(crate) operates: Vec<(usize, String, u64)>,
+    /// Messages that carried storage calls.
+    pub(crate) frames: usize,
+    /// So many storage calls are told that the layout has changed.
+    pub(crate) stale_answers: usize,
+    /// How often the layout was asked for.
+    pub(crate) layouts_told: usize,
+    /// The node that told of changes last.
+    pub(crate) watched: Option<usize>,
 }
 
 #[derive(Default)]
@@ -75,14 +94,12 @@ impl World {
     pub(crate) fn new(nodes: usize) -> Self {
         let (events, _) = broadcast::channel(64);
         let client = Keypair::generate_ed25519().public().to_peer_id();
-        let world = Self { state: Arc::default(), events, client };
+        let world = Self { state: Arc::default(), events, client, storage: MemoryStorage::new() };
         for index in 0..nodes {
             let peer = Keypair::generate_ed25519().public().to_peer_id();
             let (senders, incoming) = IncomingStreams::channel(&[Lane::Client]);
             let service = Service { world: world.clone(), index };
-            let routes =
-                Routes::new(DatabaseServer::new(service.clone())).add_service(ClusterServer::new(service));
-            tokio::spawn(grpc::serve(routes, incoming, std::future::pending()));
+            tokio::spawn(grpc::serve(service.routes(), incoming, std::future::pending()));
             world.state().nodes.push(Node {
                 peer,
                 address: format!("/memory/{}", index + 1).parse().unwrap(),
@@ -92,7 +109,9 @@ impl World {
                 frozen: CancellationToken::new(),
             });
         }
-        world.state().leader = Some(0);
+        let mut state = world.state();
+        (state.leader, state.replicas, state.layout_version) = (Some(0), 3, 1);
+        drop(state);
         world
     }
 
@@ -108,9 +127,8 @@ impl World {
             };
             let (host, mut incoming) = Host::start(config).await.unwrap();
             let service = Service { world: world.clone(), index };
-            let routes =
-                Routes::new(DatabaseServer::new(service.clone())).add_service(ClusterServer::new(service));
-            tokio::spawn(grpc::serve(routes, incoming.take(&[Lane::Client]), std::future::pending()));
+            let incoming = incoming.take(&[Lane::Client]);
+            tokio::spawn(grpc::serve(service.routes(), incoming, std::future::pending()));
             let mut state = world.state();
             state.nodes[index].peer = host.local_peer();
             state.nodes[index].address = host.listen_addresses().remove(0);
@@ -259,6 +277,12 @@ struct Service {
 }
 
 impl Service {
+    fn routes(self) -> Routes {
+        Routes::new(DatabaseServer::new(self.clone()))
+            .add_service(ClusterServer::new(self.clone()))
+            .add_service(StorageServer::new(self))
+    }
+
     /// This node leads, or says who does.
     fn lead(&self) -> Result<MutexGuard<'_, State>, Status> {
         let state = self.world.state();
