@@ -183,7 +183,12 @@ impl Kv {
     pub async fn get(&self, get: &Get) -> Result<Option<Record>, Failure> {
         let record = self.coordinator.get(get).await?;
         let now = self.coordinator.inner.clock.unix_ms();
-        Ok(record.filter(|record| !record.is_gone(now)))
+        let mut record = record.filter(|record| !record.is_gone(now));
+        // A repair needs the value, whether the client does or not.
+        if let Some(record) = record.as_mut().filter(|_| !get.with_value) {
+            record.value.clear();
+        }
+        Ok(record)
     }
 
     /// A page of keys.

@@ -230,6 +230,10 @@ impl Node {
     pub fn databases(&self) -> &Databases {
         &self.core.databases
     }
+    /// The key-value storage's engine.
+    pub fn storage_engine(&self) -> &KvSlot {
+        &self.core.kv
+    }
     /// The service for the cluster.
     pub fn cluster_service(&self) -> &ClusterService {
         &self.service

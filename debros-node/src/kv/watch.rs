@@ -5,10 +5,11 @@
 //! passed by. It goes on from a clock: what the store still holds that is younger is told again, so a watch
 //! that breaks and goes on tells everything at least once, until the deletions of that time are forgotten.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use debros_net::{Lane, PeerId};
 use debros_proto::layout::{majority, partitions_of};
 use debros_proto::{Failure, NodeId, limits, v1};
@@ -121,6 +122,7 @@ pub(super) fn start(
         told_to,
         begin_unix_ms,
         caught_up: false,
+        expiring: BTreeSet::new(),
     };
     tracker.spawn(async move {
         if !lags || watcher.send(vec![Kind::Lagged(v1::WatchLagged {})]).await {
@@ -135,6 +137,8 @@ enum Heard {
     Changes(v1::ReplicaChanges),
     /// The replica is listened to from now on: what it did before may have been missed.
     Attached(NodeId),
+    /// A value has gone by itself.
+    Expired,
 }
 
 struct Watcher {
@@ -147,6 +151,8 @@ struct Watcher {
     /// Nothing older is told.
     begin_unix_ms: u64,
     caught_up: bool,
+    /// Values that will go by themselves, by the time of that.
+    expiring: BTreeSet<(u64, String, Version)>,
 }
 
 /// The versions told last, so that no replica's change is told twice.
@@ -157,6 +163,11 @@ struct Told {
 }
 
 impl Told {
+    /// Whether nothing newer is known of the key.
+    fn is_newest(&self, key: &str, version: Version) -> bool {
+        self.versions.get(key).is_none_or(|known| *known <= version)
+    }
+
     /// Whether this is news; remembers it.
     fn is_news(&mut self, key: &str, version: Version) -> bool {
         match self.versions.get_mut(key) {
@@ -200,12 +211,18 @@ impl Watcher {
         if self.hears_all(view, &attached) && !self.catch_up().await {
             return false;
         }
-        while let Some(next) = heard.next().await {
+        loop {
+            let next = tokio::select! {
+                next = heard.next() => next,
+                () = self.next_expiry() => Some(Heard::Expired),
+            };
             let go_on = match next {
-                Heard::Changes(changes) => {
+                None => return true,
+                Some(Heard::Expired) => self.tell_expired().await,
+                Some(Heard::Changes(changes)) => {
                     (!changes.lagged || self.catch_up().await) && self.tell(changes.entries).await
                 }
-                Heard::Attached(node) => {
+                Some(Heard::Attached(node)) => {
                     attached.push(node);
                     !self.hears_all(view, &attached) || self.catch_up().await
                 }
@@ -214,7 +231,45 @@ impl Watcher {
                 return false;
             }
         }
-        true
+    }
+
+    /// Resolves when a value has gone by itself.
+    async fn next_expiry(&self) {
+        match self.expiring.first() {
+            None => std::future::pending().await,
+            Some((expires_unix_ms, ..)) => {
+                let left = expires_unix_ms.saturating_sub(self.coordinator.inner.clock.unix_ms());
+                tokio::time::sleep(Duration::from_millis(left)).await;
+            }
+        }
+    }
+
+    async fn tell_expired(&mut self) -> bool {
+        let now = self.coordinator.inner.clock.unix_ms();
+        let mut kinds = Vec::new();
+        while let Some((expires_unix_ms, ..)) = self.expiring.first()
+            && *expires_unix_ms <= now
+            && let Some((expires_unix_ms, key, version)) = self.expiring.pop_first()
+        {
+            // One that was overwritten meanwhile has not gone.
+            if self.told.is_newest(&key, version) {
+                let entry = v1::StorageEntry {
+                    key,
+                    version: Some(version.into()),
+                    expires_unix_ms,
+                    ..Default::default()
+                };
+                kinds.push(Kind::Deleted(entry));
+            }
+        }
+        self.send(kinds).await
+    }
+
+    /// Remembers when a value goes. Past the limit the watcher hears of it when the key is next changed.
+    fn expect_expiry(&mut self, key: &str, record: &Record) {
+        if record.expires_unix_ms > 0 && !record.tombstone && self.expiring.len() < TOLD_MAX {
+            self.expiring.insert((record.expires_unix_ms, key.to_owned(), record.version));
+        }
     }
 
     /// Whether no write can be acknowledged without one of these nodes.
@@ -300,6 +355,10 @@ impl Watcher {
                 tokio::time::sleep(RETRY_AFTER).await;
                 continue;
             };
+            let now = self.coordinator.inner.clock.unix_ms();
+            for (key, record) in records.iter().filter(|(_, record)| !record.is_gone(now)) {
+                self.expect_expiry(key, record);
+            }
             let young = records.into_iter().filter(|(_, record)| unix_ms_of(record.version.clock) >= since);
             let namespace = self.watch.namespace.clone();
             let entries = young.map(|(key, record)| v1::ReplicaEntry {
@@ -319,12 +378,14 @@ impl Watcher {
     }
 
     async fn tell(&mut self, entries: Vec<v1::ReplicaEntry>) -> bool {
+        let now = self.coordinator.inner.clock.unix_ms();
         let mut kinds = Vec::with_capacity(entries.len());
         for v1::ReplicaEntry { namespace: _, key, record } in entries {
             let Some(record) = record.and_then(Record::from_wire) else { continue };
             if self.told.is_news(&key, record.version) {
                 self.told_to = self.told_to.max(record.version.clock);
-                kinds.push(kind(key, record));
+                self.expect_expiry(&key, &record);
+                kinds.push(kind(key, record, now));
             }
         }
         self.send(kinds).await
@@ -345,12 +406,13 @@ impl Watcher {
     }
 }
 
-fn kind(key: String, record: Record) -> Kind {
+fn kind(key: String, record: Record, now_unix_ms: u64) -> Kind {
+    let gone = record.is_gone(now_unix_ms);
     let entry = v1::StorageEntry {
         key,
-        value: record.value,
+        value: if gone { Bytes::new() } else { record.value },
         version: Some(record.version.into()),
         expires_unix_ms: record.expires_unix_ms,
     };
-    if record.tombstone { Kind::Deleted(entry) } else { Kind::Put(entry) }
+    if gone { Kind::Deleted(entry) } else { Kind::Put(entry) }
 }

@@ -16,4 +16,5 @@ mod quarantine;
 mod restart;
 mod sql;
 mod start;
+mod storage;
 mod support;
