@@ -3,10 +3,11 @@
 //!
 //! All keys are there before anything is measured, and puts write over them, so that the number of keys stays.
 
+mod debros;
 mod etcd;
 mod nats;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::turns::{self, Does, in_turns};
@@ -29,8 +30,8 @@ pub(crate) struct KvOptions {
     /// What the clients do.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WORK,..")]
     works: Option<Vec<Work>>,
-    /// Measure these systems, in turns, each at the works that it has.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "PEER,..", required = true)]
+    /// Measure these systems beside this one, in turns, each at the works that it has.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PEER,..")]
     against: Vec<Peer>,
 }
 
@@ -85,11 +86,8 @@ trait KvSystem: Does<Work> {
 /// Measures and reports.
 pub(super) async fn run(options: &KvOptions) -> Result<()> {
     let common = &options.common;
-    // Ours goes before its peers, and `--against` may be left out, as soon as the SDK has a storage: `kv/debros.rs`.
-    let mut systems = peers(&options.against).await?;
-    if systems.is_empty() {
-        bail!("there is nothing to measure: none of the systems asked for is installed");
-    }
+    let mut systems: Vec<Box<dyn KvSystem>> = vec![Box::new(debros::start().await?)];
+    systems.extend(peers(&options.against).await?);
     let works = options.works.clone().unwrap_or_else(|| Work::value_variants().to_vec());
     let mut rows = Vec::new();
     for work in works {

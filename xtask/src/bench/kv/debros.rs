@@ -1,0 +1,116 @@
+//! This project under measurement: three node processes of the release build, asked through the SDK.
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use debros_sdk::{Client, GetOptions, ListOptions, Quorum, RemoteStorage, Storage, StorageOperation};
+
+use super::{KEYS, KvSystem, LISTED_KEYS, Work, key, random_key, random_prefix, value};
+use crate::bench::load::Session;
+use crate::bench::turns::Does;
+use crate::bench::{CONNECTIONS_MAX, OURS, System};
+use crate::cluster::{Cluster, Layout, node_program};
+use crate::membership;
+use crate::steps::target_folder;
+
+const APPLICATION: &str = "bench";
+const NODES: usize = 3;
+
+/// Starts a cluster on an empty folder and writes all keys.
+pub(super) async fn start() -> Result<Debros> {
+    let mut cluster = Cluster::prepare(Layout {
+        program: node_program(&target_folder(), "release"),
+        folder: target_folder().join("bench").join(OURS),
+        nodes: NODES,
+        keep_data: false,
+    })?;
+    cluster.start_all().await?;
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        clients.push(membership::client(&cluster, APPLICATION).await?);
+    }
+    let put = |number| StorageOperation::Put { key: key(number), value: value(), options: Default::default() };
+    for outcome in clients[0].storage().batch((0..KEYS).map(put).collect()).await {
+        outcome.context("cannot write the keys of the benchmark")?;
+    }
+    Ok(Debros { cluster, clients })
+}
+
+/// A cluster of node processes and its clients.
+pub(super) struct Debros {
+    cluster: Cluster,
+    clients: Vec<Client>,
+}
+
+#[async_trait]
+impl System for Debros {
+    fn name(&self) -> &'static str {
+        OURS
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.cluster.pids()
+    }
+
+    async fn stop(self: Box<Self>) -> Result<()> {
+        for client in &self.clients {
+            client.close().await;
+        }
+        self.cluster.stop().await
+    }
+}
+
+impl KvSystem for Debros {
+    fn has(&self, work: Work) -> bool {
+        work != Work::PutRelaxed
+    }
+}
+
+#[async_trait]
+impl Does<Work> for Debros {
+    async fn sessions(&mut self, work: Work, clients: usize) -> Result<Vec<Box<dyn Session>>> {
+        let session = |client: usize| {
+            let storage = self.clients[client % self.clients.len()].storage();
+            Box::new(Asking { work, storage }) as Box<dyn Session>
+        };
+        Ok((0..clients).map(session).collect())
+    }
+}
+
+/// One client.
+struct Asking {
+    work: Work,
+    storage: RemoteStorage,
+}
+
+impl Asking {
+    async fn get(&self, quorum: Quorum) -> Result<()> {
+        let options = GetOptions { quorum, ..Default::default() };
+        if self.storage.get_with(&random_key(), options).await?.is_none() {
+            bail!("debros does not know a key that was written");
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Session for Asking {
+    async fn once(&mut self) -> Result<()> {
+        match self.work {
+            Work::PutFsync => {
+                self.storage.put(&random_key(), value()).await?;
+                Ok(())
+            }
+            Work::PutRelaxed => bail!("debros has no relaxed put"),
+            Work::GetR1 => self.get(Quorum::One).await,
+            Work::GetR2 => self.get(Quorum::Majority).await,
+            Work::List100 => {
+                let options = ListOptions { limit: Some(LISTED_KEYS), values: true, ..Default::default() };
+                let found = self.storage.list_with(&random_prefix(), options).await?.entries.len();
+                if found != LISTED_KEYS as usize {
+                    bail!("debros gave {found} keys instead of {LISTED_KEYS}");
+                }
+                Ok(())
+            }
+        }
+    }
+}
