@@ -3,7 +3,6 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use debros_sdk::{ResumeToken, Storage, WatchEvent, WatchOptions};
-use futures::StreamExt;
 use serde_json::{Value as Json, json};
 
 use super::{failed, write_all};
