@@ -166,8 +166,9 @@ pub(crate) fn database(database: &DatabaseInfo) -> Json {
     })
 }
 
+/// The clock in its two parts: many readers of JSON keep only 53 bits of a number.
 pub(crate) fn version(version: Version) -> Json {
-    json!({"clock": version.clock, "node": version.node})
+    json!({"unix_ms": version.clock >> 16, "counter": version.clock & 0xffff, "node": version.node})
 }
 
 pub(crate) fn entry(entry: &Entry, with_value: bool) -> Json {
@@ -233,16 +234,16 @@ mod tests {
         let entry = Entry {
             key: "k".into(),
             value: "hé".into(),
-            version: Version { clock: 7, node: 2 },
+            version: Version { clock: (1 << 16) + 7, node: 2 },
             expires_at: Some(UNIX_EPOCH + Duration::from_millis(5)),
         };
         let golden = concat!(
             r#"{"bytes":3,"expires_unix_ms":5,"key":"k","value":"hé","value_base64":"aMOp","#,
-            r#""version":{"clock":7,"node":2}}"#
+            r#""version":{"unix_ms":1,"counter":7,"node":2}}"#
         );
         same(&super::entry(&entry, true), golden);
         let bare = Entry { value: vec![255].into(), expires_at: None, ..entry };
-        let golden = r#"{"expires_unix_ms":null,"key":"k","version":{"clock":7,"node":2}}"#;
+        let golden = r#"{"expires_unix_ms":null,"key":"k","version":{"unix_ms":1,"counter":7,"node":2}}"#;
         same(&super::entry(&bare, false), golden);
         assert!(super::entry(&bare, true)["value"].is_null());
     }

@@ -47,7 +47,12 @@ pub(crate) enum Target {
     /// To any node.
     Any,
     /// To one of these, the first one that is well; any node serves it where none is.
-    Replicas(Vec<PeerId>),
+    Replicas {
+        peers: Vec<PeerId>,
+        /// A second node may be asked while the first one is only slow. Not for a write that each node
+        /// stamps anew: a slow one would then be over what was written since.
+        hedged: bool,
+    },
     /// To this node and no other.
     Node(PeerId),
 }
@@ -59,6 +64,12 @@ pub(crate) struct Plan {
     pub(crate) deadline: Instant,
     /// Sending it twice has the effect of sending it once.
     pub(crate) repeatable: bool,
+}
+
+impl Plan {
+    fn is_hedged(&self) -> bool {
+        self.repeatable && !matches!(self.target, Target::Replicas { hedged: false, .. })
+    }
 }
 
 /// An answer.
@@ -218,7 +229,7 @@ impl Shared {
                     Some(peer) => {
                         let attempt = self.attempt(peer, plan.deadline, request.clone(), &send, &sent);
                         under_way.0.push(Box::pin(attempt));
-                        start_at = plan.repeatable.then(|| course.company_at(peer));
+                        start_at = plan.is_hedged().then(|| course.company_at(peer));
                     }
                     None if under_way.0.is_empty() => start_at = Some(course.after_pause(None)),
                     None => start_at = None,
@@ -319,14 +330,14 @@ impl<'s> Course<'s> {
     fn database(&self) -> Option<&str> {
         match &self.plan.target {
             Target::Leader(database) => Some(database),
-            Target::Any | Target::Replicas(_) | Target::Node(_) => None,
+            Target::Any | Target::Replicas { .. } | Target::Node(_) => None,
         }
     }
 
     fn choose(&mut self, under_way: usize) -> Option<PeerId> {
         let chosen = match &self.plan.target {
             Target::Node(peer) => (under_way == 0 && !self.tried.contains(peer)).then_some(*peer),
-            Target::Replicas(replicas) => self.shared.choose_replica(replicas, &self.tried),
+            Target::Replicas { peers, .. } => self.shared.choose_replica(peers, &self.tried),
             Target::Leader(_) | Target::Any => self.shared.choose(self.database(), &self.tried),
         };
         if let Some(peer) = chosen {
@@ -397,7 +408,7 @@ impl<'s> Course<'s> {
             }
         }
         // The storage's epoch is its layout's, which no header carries.
-        if !matches!(self.plan.target, Target::Replicas(_)) {
+        if !matches!(self.plan.target, Target::Replicas { .. }) {
             self.shared.raise_epoch(failure.epoch);
         }
         let pause = failure.retry_after;

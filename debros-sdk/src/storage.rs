@@ -226,10 +226,10 @@ pub enum WatchEvent {
 /// With [`Quorum::Majority`], the default, a read sees every write acknowledged before it, and one
 /// client's reads never go back in time.
 ///
-/// A put or delete that got no answer is sent again, within its timeout, perhaps to another node. Each
-/// sending is a write of its own: an earlier one that was only slow may still take effect until the
-/// timeout has passed, over what was put to the same key meanwhile. When no sending was answered,
-/// [`Error::maybe_applied`] says so.
+/// A put or delete whose node died or said that it cannot serve is sent again, within its timeout, to
+/// another node. Each sending is a write of its own: where the connection broke and the node lived, the
+/// first sending may still take effect, until the timeout has passed, over what was put to the same key
+/// meanwhile. When no sending was answered, [`Error::maybe_applied`] says so.
 #[async_trait]
 pub trait Storage: Send + Sync {
     /// Whose keys these are.

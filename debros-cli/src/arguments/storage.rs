@@ -12,7 +12,7 @@ const LIST_KEYS_DEFAULT: usize = 1000;
 
 const PUT_HELP: &str = "\
 The value is what stands there, byte by byte; `-` reads it from stdin, --file from a file.
-JSON: {\"key\", \"version\": {\"clock\", \"node\"}}
+JSON: {\"key\", \"version\": {\"unix_ms\", \"counter\", \"node\"}}
 
 Examples:
   debros storage put greeting 'hello, world'
@@ -21,7 +21,7 @@ Examples:
 
 const GET_HELP: &str = "\
 The value goes to stdout as it is, without a line end. Exit code 1 when there is no such key.
-JSON: {\"key\", \"value\", \"value_base64\", \"bytes\", \"version\": {\"clock\", \"node\"}, \"expires_unix_ms\"}
+JSON: {\"key\", \"value\", \"value_base64\", \"bytes\", \"version\": {\"unix_ms\", \"counter\", \"node\"}, \"expires_unix_ms\"}
 `value` is null where the value is no UTF-8; with --output both values are left out.
 
 Examples:
@@ -30,7 +30,7 @@ Examples:
   debros storage get session/7 --output session.bin";
 
 const LIST_HELP: &str = "\
-JSON: {\"entries\": [{\"key\", \"version\": {\"clock\", \"node\"}, \"expires_unix_ms\"}], \"cursor\"}
+JSON: {\"entries\": [{\"key\", \"version\": {\"unix_ms\", \"counter\", \"node\"}, \"expires_unix_ms\"}], \"cursor\"}
 With --values an entry has \"value\", \"value_base64\" and \"bytes\", too. `cursor` is what --after goes on
 from, null at the end.";
 
@@ -73,7 +73,7 @@ pub(crate) enum StorageCommand {
     #[command(after_help = PUT_HELP)]
     Put(Put),
     /// Delete a key; it need not be there
-    #[command(after_help = "JSON: {\"key\", \"version\": {\"clock\", \"node\"}}")]
+    #[command(after_help = "JSON: {\"key\", \"version\": {\"unix_ms\", \"counter\", \"node\"}}")]
     Delete {
         /// The key
         key: String,

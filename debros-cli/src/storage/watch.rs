@@ -3,7 +3,6 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use debros_sdk::{ResumeToken, Storage, WatchEvent, WatchOptions};
-use futures::StreamExt;
 use serde_json::{Value as Json, json};
 
 use super::{failed, write_all};
@@ -95,7 +94,7 @@ mod tests {
     fn an_event_is_a_line_that_can_be_resumed_from() {
         let event = WatchEvent::Deleted { key: "a\nb".into(), version: Version { clock: 1 << 16, node: 2 } };
         let resume = ResumeToken::from_bytes(vec![0, 255]);
-        let golden = r#"{"event":"deleted","key":"a\nb","resume":"AP8=","version":{"clock":65536,"node":2}}"#;
+        let golden = r#"{"event":"deleted","key":"a\nb","resume":"AP8=","version":{"counter":0,"node":2,"unix_ms":1}}"#;
         assert_eq!(for_programs(&event, Some(&resume)).to_string(), golden);
         assert_eq!(token("AP8=").unwrap(), resume);
         assert!(token("no token").is_err());

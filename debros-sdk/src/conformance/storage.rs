@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use debros_proto::limits;
-use futures::stream::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::ErrorKind;

@@ -304,6 +304,11 @@ impl Blob<'_> {
         self.info
     }
 
+    /// The next chunk; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        StreamExt::next(self).await
+    }
+
     /// Takes in a chunk, the last one only when the whole is right.
     fn accept(&mut self, chunk: Bytes) -> Result<Bytes, Error> {
         self.hasher.update(&chunk);

@@ -44,10 +44,12 @@ impl RemoteStorage {
         let routes = shared.storage();
         let timeout = timeout.map(|timeout| timeout.min(limits::REQUEST_TIMEOUT_MAX));
         let deadline = shared.deadline(timeout);
-        let target = match key {
-            Some(key) => routes.target(shared, key, deadline).await,
-            None => Target::Replicas(Vec::new()),
+        let peers = match key {
+            Some(key) => routes.replicas(shared, key, deadline).await,
+            None => Vec::new(),
         };
+        let hedged = matches!(operation, Operation::Get(_) | Operation::List(_));
+        let target = Target::Replicas { peers, hedged };
         let plan = Plan { target, deadline, repeatable: true };
         let request = v1::StorageRequest {
             header: None,

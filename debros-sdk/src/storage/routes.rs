@@ -19,7 +19,7 @@ use debros_net::{Lane, PeerId};
 use debros_proto::layout::{Layout, partition_of};
 use debros_proto::{ErrorCode, Failure, NodeId, v1};
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
@@ -86,11 +86,15 @@ impl Routes {
         self.clock.fetch_max(clock, Ordering::Relaxed);
     }
 
-    /// Where an operation on this key goes.
-    pub(crate) async fn target(&self, shared: &Shared, key: &str, deadline: Instant) -> Target {
-        let within = deadline.min(Instant::now() + REFRESH_TIMEOUT);
-        self.first_use.get_or_init(|| refresh(shared, within)).await;
-        let Some(map) = self.map().clone() else { return Target::Replicas(Vec::new()) };
+    /// The nodes that hold this key, the best to ask first; nobody while no layout is known.
+    pub(crate) async fn replicas(&self, shared: &Shared, key: &str, deadline: Instant) -> Vec<PeerId> {
+        if !self.is_in_use() {
+            // At most half of the operation's time: it can do without.
+            let now = Instant::now();
+            let within = now + (deadline.saturating_duration_since(now) / 2).min(REFRESH_TIMEOUT);
+            let _ = timeout_at(within, self.first_use.get_or_init(|| refresh(shared, within))).await;
+        }
+        let Some(map) = self.map().clone() else { return Vec::new() };
         let partition = partition_of(shared.namespace().as_str(), key);
         let nodes = map.layout.readers().nodes_of(partition);
         let mut replicas: Vec<PeerId> =
@@ -101,7 +105,7 @@ impl Routes {
         }
         let network = self.channels.network();
         replicas.sort_by_cached_key(|peer| (!network.is_connected(*peer), map.far.contains(peer)));
-        Target::Replicas(replicas)
+        replicas
     }
 
     /// Makes one attempt at a node.

@@ -54,6 +54,11 @@ impl Watch {
         Self { events: events.boxed(), resume: self.resume }
     }
 
+    /// The next event; `None` when the watch has ended.
+    pub async fn next(&mut self) -> Option<Result<WatchEvent, Error>> {
+        StreamExt::next(self).await
+    }
+
     /// From where another watch goes on after the events that this one has given, telling some of them
     /// again perhaps. `None` while no node has said.
     pub fn resume(&self) -> Option<&ResumeToken> {

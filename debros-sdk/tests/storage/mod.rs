@@ -10,7 +10,6 @@ use debros_sdk::{
     Client, ErrorKind, PutOptions, RemoteStorage, Storage, StorageOperation, WatchEvent, WatchOptions,
     conformance,
 };
-use futures::StreamExt;
 use tokio::time::Instant;
 
 use crate::support::{Fault, World};
@@ -109,6 +108,17 @@ async fn a_put_whose_node_died_before_answering_is_put_again() {
         assert!(started.elapsed() < Duration::from_secs(3), "{fault:?} {:?}", started.elapsed());
         assert_eq!(storage.get("a").await.unwrap(), Some("1".into()));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_put_is_not_put_again_beside_itself() {
+    let world = World::new(3);
+    let (_client, storage) = storage(&world).await;
+    storage.put("warm", Bytes::new()).await.unwrap();
+    world.state().after_apply = vec![Fault::Mute];
+    let options = PutOptions { timeout: Some(Duration::from_secs(5)), ..PutOptions::default() };
+    storage.put_with("a", Bytes::from("1"), options).await.unwrap_err();
+    assert_eq!(world.state().operates.iter().filter(|(_, key, _)| key == "a").count(), 1);
 }
 
 #[tokio::test(start_paused = true)]

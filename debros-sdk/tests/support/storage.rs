@@ -14,7 +14,7 @@ use debros_sdk::{
     Cursor, Entry, Error, ErrorKind, GetOptions, ListOptions, PutOptions, ResumeToken, Storage, Version,
     Watch, WatchEvent, WatchOptions,
 };
-use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use futures::stream::{self, FuturesUnordered, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Node, Service};
