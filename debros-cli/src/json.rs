@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use debros_sdk::{
     ConnectedNode, DatabaseInfo, Entry, Error, GroupInfo, HealthStatus, Members, NetworkStatus, PeerInfo,
-    QueryResult, Value, Version,
+    QueryResult, StorageInfo, Value, Version,
 };
 use serde_json::{Value as Json, json};
 
@@ -115,6 +115,20 @@ pub(crate) fn status(status: &NetworkStatus) -> Json {
         "listen_addresses": status.listen_addresses,
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "warnings": status.warnings,
+        "storage": status.storage.as_ref().map(storage_info),
+    })
+}
+
+fn storage_info(storage: &StorageInfo) -> Json {
+    json!({
+        "layout_version": storage.layout_version,
+        "phase": storage.phase,
+        "nodes": storage.nodes,
+        "nodes_copied": storage.nodes_copied,
+        "partitions": storage.partitions,
+        "partitions_to_copy": storage.partitions_to_copy,
+        "bytes": storage.bytes,
+        "hinted_bytes": storage.hinted_bytes,
     })
 }
 
@@ -201,7 +215,7 @@ mod tests {
 
     use debros_sdk::{
         ConnectedNode, DatabaseInfo, Entry, Health, HealthCheck, HealthStatus, Member, MemberState, Members,
-        NetworkStatus, PeerInfo, QueryResult, Value, Version,
+        NetworkStatus, PeerInfo, QueryResult, StorageInfo, Value, Version,
     };
 
     fn same(found: &serde_json::Value, golden: &str) {
@@ -301,10 +315,22 @@ mod tests {
             listen_addresses: vec![],
             groups: vec![],
             warnings: vec!["degraded: under-replicated".into()],
+            storage: Some(StorageInfo {
+                layout_version: 2,
+                phase: "write-both".into(),
+                nodes: 4,
+                nodes_copied: 1,
+                partitions: 768,
+                partitions_to_copy: 3,
+                bytes: 8192,
+                hinted_bytes: 0,
+            }),
         };
         let golden = concat!(
             r#"{"cluster_id":"00","connected":false,"database_size":4096,"epoch":5,"groups":[],"#,
-            r#""listen_addresses":[],"member_id":1,"node_id":"12D3","peer_count":0,"uptime_seconds":3,"#,
+            r#""listen_addresses":[],"member_id":1,"node_id":"12D3","peer_count":0,"#,
+            r#""storage":{"bytes":8192,"hinted_bytes":0,"layout_version":2,"nodes":4,"nodes_copied":1,"#,
+            r#""partitions":768,"partitions_to_copy":3,"phase":"write-both"},"uptime_seconds":3,"#,
             r#""version":"0.1.0","warnings":["degraded: under-replicated"],"zone":""}"#
         );
         same(&super::status(&status), golden);

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use debros_sdk::{
-    Cursor, DatabaseInfo, Entry, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, Value,
+    Cursor, DatabaseInfo, Entry, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, StorageInfo,
+    Value,
 };
 
 use crate::json;
@@ -147,6 +148,13 @@ pub(crate) fn status(status: &NetworkStatus) -> String {
     add("epoch", status.epoch.to_string());
     add("connected peers", status.peer_count.to_string());
     add("database size", format!("{} bytes", status.database_size));
+    if let Some(storage) = &status.storage {
+        add("storage size", format!("{} bytes", storage.bytes));
+        add("storage layout", layout(storage));
+        if storage.hinted_bytes > 0 {
+            add("kept for absent replicas", format!("{} bytes", storage.hinted_bytes));
+        }
+    }
     add("uptime", whole_seconds(status.uptime));
     add("listens on", status.listen_addresses.join("\n"));
     for warning in &status.warnings {
@@ -168,6 +176,20 @@ pub(crate) fn status(status: &NetworkStatus) -> String {
         ]);
     }
     format!("{shown}\n{groups}")
+}
+
+/// Where the storage's layout stands, and how far a change of it is.
+fn layout(storage: &StorageInfo) -> String {
+    let StorageInfo { layout_version, nodes, nodes_copied, partitions, partitions_to_copy, .. } = storage;
+    match (storage.phase.as_str(), *layout_version) {
+        (_, 0) => "none yet".to_owned(),
+        ("stable", _) => format!("version {layout_version} over {nodes} nodes, {partitions} partitions here"),
+        ("write-both", _) => format!(
+            "version {layout_version}: changing, {nodes_copied} of {nodes} nodes have copied their share, \
+             {partitions_to_copy} partitions to copy here"
+        ),
+        (phase, _) => format!("version {layout_version}: changing, {}", harmless(phase)),
+    }
 }
 
 pub(crate) fn members(members: &Members) -> String {

@@ -33,6 +33,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use debros_net::grpc::Channels;
+use debros_proto::layout::Phase;
 use debros_proto::{ErrorCode, Failure, NodeId, v1};
 use tokio::sync::watch as latest;
 use tokio::time::Instant;
@@ -120,21 +121,6 @@ pub struct Kv {
     tombstone_life: Duration,
 }
 
-/// How the storage of a node is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KvStatus {
-    /// The layout under which it acts; 0 before there is one.
-    pub layout: u64,
-    /// Partitions that it still has to copy for a change of the layout.
-    pub to_copy: u64,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
-    /// Bytes of writes kept for absent replicas.
-    pub hinted_bytes: u64,
-    /// Its clock's distance from its peers' median in milliseconds; `None` before it was compared.
-    pub clock_offset_ms: Option<i64>,
-}
-
 impl Kv {
     /// Starts the engine.
     pub fn start(parts: KvParts) -> Self {
@@ -155,9 +141,9 @@ impl Kv {
         Self { coordinator, tombstone_life }
     }
 
-    /// Takes note of a layout that the meta group has decided.
-    pub fn learn(&self, layout: v1::StorageLayout) {
-        self.coordinator.inner.layouts.learn(layout);
+    /// Takes note of the layout in this node's cluster map.
+    pub fn set_layout(&self, layout: v1::StorageLayout) {
+        self.coordinator.inner.layouts.update(layout);
     }
 
     /// The layout under which this node acts.
@@ -207,16 +193,28 @@ impl Kv {
         watch::start(self.coordinator.clone(), watch, self.tombstone_life)
     }
 
-    /// How it is.
-    pub fn status(&self) -> KvStatus {
+    /// How it is, and how far a change of the layout is.
+    pub fn status(&self) -> v1::StorageStatus {
         let inner = &self.coordinator.inner;
         let store = inner.replica.store();
-        KvStatus {
-            layout: inner.layouts.adopted().map_or(0, |view| view.version()),
-            to_copy: inner.metrics.to_copy(),
-            disk_bytes: store.disk_bytes(),
+        let status = v1::StorageStatus {
+            partitions_to_copy: u32::try_from(inner.metrics.to_copy()).unwrap_or(u32::MAX),
+            bytes: store.disk_bytes(),
             hinted_bytes: store.hinted_bytes(),
-            clock_offset_ms: inner.clock.offset_ms(),
+            ..Default::default()
+        };
+        let Some(view) = inner.layouts.adopted() else { return status };
+        // The newest word on who has copied may be younger than what was adopted.
+        let known = inner.layouts.watch_known().borrow().clone();
+        let progress = known.filter(|known| known.version == view.version());
+        let copied = progress.iter().flat_map(|known| &known.progress);
+        v1::StorageStatus {
+            layout_version: view.version(),
+            phase: phase_name(view.phase()).to_owned(),
+            nodes: view.peers().len() as u32,
+            nodes_copied: copied.filter(|told| told.copied == view.version()).count() as u32,
+            partitions: view.readers().partitions_of_node(inner.node).count() as u32,
+            ..status
         }
     }
 
@@ -231,6 +229,14 @@ impl Kv {
             return Ok(None);
         }
         Ok(Some(inner.replica.store().tree(partition).await?.root().to_vec()))
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Stable => "stable",
+        Phase::WriteBoth => "write-both",
+        Phase::ReadNext => "read-next",
     }
 }
 

@@ -209,6 +209,7 @@ impl Node {
             clock: core.clock.clone(),
             zone: settings.zone.clone(),
             started: Instant::now(),
+            kv: core.kv.clone(),
             initialise_asked,
             may_be_asked_to_initialise: known.is_none() && settings.pinned.is_none(),
         });

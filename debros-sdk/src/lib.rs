@@ -104,6 +104,7 @@ pub use database::{Consistency, Database, ReadOptions, RemoteDatabase};
 pub use error::{Error, ErrorKind};
 pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
+    StorageInfo,
 };
 pub use result::{ExecuteResult, QueryResult};
 pub use schema::{ColumnInfo, SchemaInfo, TableInfo};

@@ -192,6 +192,7 @@ impl NetworkInfo for MemoryNetwork {
             epoch: 0,
             listen_addresses: Vec::new(),
             groups: Vec::new(),
+            storage: None,
             warnings: vec!["in memory: nothing is kept or replicated".to_owned()],
         })
     }

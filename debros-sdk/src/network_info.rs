@@ -94,6 +94,29 @@ pub struct NetworkStatus {
     pub groups: Vec<GroupInfo>,
     /// What the operator should know; empty when all is well.
     pub warnings: Vec<String>,
+    /// The key-value storage on the node; `None` before it has joined.
+    pub storage: Option<StorageInfo>,
+}
+
+/// The key-value storage on a node, and how far a change of its layout is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StorageInfo {
+    /// The version of the layout; 0 before there is one.
+    pub layout_version: u64,
+    /// `stable`; `write-both` while nodes copy what they gain; `read-next` until nobody reads the old layout.
+    pub phase: String,
+    /// Nodes that hold the storage, with those that are to.
+    pub nodes: u32,
+    /// Nodes of the next layout that have copied what they gain.
+    pub nodes_copied: u32,
+    /// Partitions that this node answers for, of 1024.
+    pub partitions: u32,
+    /// Partitions that this node still has to copy.
+    pub partitions_to_copy: u32,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Bytes of writes kept for absent replicas.
+    pub hinted_bytes: u64,
 }
 
 /// A Raft group on a node.
@@ -356,6 +379,7 @@ impl From<v1::StatusResponse> for NetworkStatus {
             groups,
             listen_addresses,
             warnings,
+            storage,
         } = status;
         Self {
             node_id: peer_id,
@@ -371,6 +395,32 @@ impl From<v1::StatusResponse> for NetworkStatus {
             listen_addresses,
             groups: groups.into_iter().map(GroupInfo::from).collect(),
             warnings,
+            storage: storage.map(StorageInfo::from),
+        }
+    }
+}
+
+impl From<v1::StorageStatus> for StorageInfo {
+    fn from(status: v1::StorageStatus) -> Self {
+        let v1::StorageStatus {
+            layout_version,
+            phase,
+            nodes,
+            nodes_copied,
+            partitions,
+            partitions_to_copy,
+            bytes,
+            hinted_bytes,
+        } = status;
+        Self {
+            layout_version,
+            phase,
+            nodes,
+            nodes_copied,
+            partitions,
+            partitions_to_copy,
+            bytes,
+            hinted_bytes,
         }
     }
 }

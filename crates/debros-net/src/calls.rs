@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status, Streaming};
 
+use crate::grpc::open_error;
+
 /// Why a call has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
@@ -171,7 +173,9 @@ async fn run<R: Frame>(
 ) -> CallError {
     let mut replies = match opened.await {
         Ok(replies) => replies.into_inner(),
-        Err(status) => return CallError::NotSent(status),
+        // Calls travel before the peer answers: only a stream that was never opened carried none.
+        Err(status) if open_error(&status).is_some() => return CallError::NotSent(status),
+        Err(status) => return CallError::Broken(status),
     };
     loop {
         match replies.message().await {

@@ -167,6 +167,54 @@ pub struct StatusBody {
     pub listen_addresses: Vec<String>,
     /// What is not well; empty when all is.
     pub warnings: Vec<String>,
+    /// The key-value storage here; absent before the node has joined.
+    pub storage: Option<StorageBody>,
+}
+
+/// The key-value storage on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StorageBody {
+    /// The version of the layout; 0 before there is one.
+    pub layout_version: u64,
+    /// `stable`, `write-both` or `read-next`.
+    pub phase: String,
+    /// Nodes that hold the storage, with those that are to.
+    pub nodes: u32,
+    /// Nodes of the next layout that have copied what they gain.
+    pub nodes_copied: u32,
+    /// Partitions that this node answers for.
+    pub partitions: u32,
+    /// Partitions that this node still has to copy.
+    pub partitions_to_copy: u32,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Bytes of writes kept for absent replicas.
+    pub hinted_bytes: u64,
+}
+
+impl From<v1::StorageStatus> for StorageBody {
+    fn from(status: v1::StorageStatus) -> Self {
+        let v1::StorageStatus {
+            layout_version,
+            phase,
+            nodes,
+            nodes_copied,
+            partitions,
+            partitions_to_copy,
+            bytes,
+            hinted_bytes,
+        } = status;
+        Self {
+            layout_version,
+            phase,
+            nodes,
+            nodes_copied,
+            partitions,
+            partitions_to_copy,
+            bytes,
+            hinted_bytes,
+        }
+    }
 }
 
 /// One replica.
@@ -207,6 +255,7 @@ impl From<v1::StatusResponse> for StatusBody {
             groups,
             listen_addresses,
             warnings,
+            storage,
         } = status;
         Self {
             peer_id,
@@ -221,6 +270,7 @@ impl From<v1::StatusResponse> for StatusBody {
             groups: groups.into_iter().map(GroupBody::from).collect(),
             listen_addresses,
             warnings,
+            storage: storage.map(StorageBody::from),
         }
     }
 }

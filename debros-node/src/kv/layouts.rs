@@ -75,15 +75,23 @@ impl Layouts {
         Self { known: watch::Sender::new(None), adopted: watch::Sender::new(None) }
     }
 
-    /// Takes note of a layout that the meta group has decided, whoever told it.
+    /// Takes note of the layout in this node's own cluster map, and of how far the nodes are with it.
+    pub(super) fn update(&self, layout: v1::StorageLayout) {
+        self.take(layout, |known, layout| known.version <= layout.version && known != layout);
+    }
+
+    /// Takes note of a newer layout that another node has adopted.
     pub(super) fn learn(&self, layout: v1::StorageLayout) {
+        self.take(layout, |known, layout| known.version < layout.version);
+    }
+
+    fn take(
+        &self,
+        layout: v1::StorageLayout,
+        is_news: impl Fn(&v1::StorageLayout, &v1::StorageLayout) -> bool,
+    ) {
         self.known.send_if_modified(|known| {
-            let news = known.as_ref().is_none_or(|known| {
-                // The same version with more progress is news as well.
-                (known.version, known.progress.len()) < (layout.version, layout.progress.len())
-                    || (known.version == layout.version && **known != layout)
-            });
-            let news = news && known.as_ref().is_none_or(|known| known.version <= layout.version);
+            let news = known.as_ref().is_none_or(|known| is_news(known, &layout));
             if news {
                 *known = Some(Arc::new(layout));
             }

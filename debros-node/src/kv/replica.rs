@@ -2,11 +2,10 @@
 //!
 //! Knows neither who else holds a partition nor what a quorum is. Invariants: a request of another layout
 //! than the adopted one is refused; a version from the future is not taken from its coordinator, and taken
-//! from everybody else; while the store lacks what it once had ([`Replica::set_whole`]), nothing is read
+//! from everybody else; while the store lacks what it once had, nothing is read
 //! from it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use debros_proto::layout::PARTITIONS;
 use debros_proto::{ErrorCode, Failure, limits, v1};
@@ -37,7 +36,6 @@ struct Inner {
     clock: Arc<VersionClock>,
     layouts: Layouts,
     metrics: KvMetrics,
-    whole: AtomicBool,
 }
 
 /// One read of a key.
@@ -51,7 +49,7 @@ pub(super) struct Read {
 impl Replica {
     /// A replica over a store.
     pub(super) fn new(store: Store, clock: Arc<VersionClock>, layouts: Layouts, metrics: KvMetrics) -> Self {
-        Self { inner: Arc::new(Inner { store, clock, layouts, metrics, whole: AtomicBool::new(true) }) }
+        Self { inner: Arc::new(Inner { store, clock, layouts, metrics }) }
     }
 
     /// The store below.
@@ -59,18 +57,8 @@ impl Replica {
         &self.inner.store
     }
 
-    /// Whether the store has all that the layout says it has: not after it was lost.
-    pub(super) fn set_whole(&self, whole: bool) {
-        self.inner.whole.store(whole, Ordering::Release);
-    }
-
-    /// Whether the store has all that the layout says it has.
-    pub(super) fn is_whole(&self) -> bool {
-        self.inner.whole.load(Ordering::Acquire)
-    }
-
     fn may_read(&self, layout: u64) -> Result<(), Outcome> {
-        if !self.is_whole() {
+        if !self.inner.store.is_whole() {
             return Err(failure(not_ready("this replica lost its disk and copies what it lacks")));
         }
         match self.inner.store.fence_of(layout) {

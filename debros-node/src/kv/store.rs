@@ -17,7 +17,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use debros_proto::layout::PARTITIONS;
@@ -155,12 +155,14 @@ pub(super) struct PartitionStates {
     collected: Vec<AtomicU64>,
     fenced: Vec<AtomicU64>,
     layout: AtomicU64,
+    /// The store has all that the layout says it has.
+    whole: AtomicBool,
 }
 
 impl PartitionStates {
     fn new() -> Self {
         let zeros = || (0..PARTITIONS).map(|_| AtomicU64::new(0)).collect();
-        Self { collected: zeros(), fenced: zeros(), layout: AtomicU64::new(0) }
+        Self { collected: zeros(), fenced: zeros(), layout: AtomicU64::new(0), whole: AtomicBool::new(true) }
     }
 }
 
@@ -237,9 +239,20 @@ impl Store {
         result.await.unwrap_or(Err(StoreError::Stopped))
     }
 
-    /// Adopts a layout: from now on requests of older ones are refused.
-    pub(super) async fn adopt(&self, layout: v1::StorageLayout) -> Result<(), StoreError> {
-        self.alter(|done| Job::Adopt { layout, done }).await
+    /// Adopts a layout: from now on requests of older ones are refused. A store that is `lacking` what it
+    /// once had stays so until [`Self::set_whole`].
+    pub(super) async fn adopt(&self, layout: v1::StorageLayout, lacking: bool) -> Result<(), StoreError> {
+        self.alter(|done| Job::Adopt { layout, lacking, done }).await
+    }
+
+    /// Notes that the store has again all that the layout says it has.
+    pub(super) async fn set_whole(&self) -> Result<(), StoreError> {
+        self.alter(|done| Job::SetWhole { done }).await
+    }
+
+    /// Whether the store has all that the layout says it has: not after it was lost.
+    pub(super) fn is_whole(&self) -> bool {
+        self.states.whole.load(Ordering::Acquire)
     }
 
     /// Notes that this node has copied all it lacked in that version's change.

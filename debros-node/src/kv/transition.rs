@@ -110,11 +110,10 @@ impl Transition {
         if layout.version() > adopted_version {
             if lost {
                 tracing::warn!("the storage of this node was lost: it copies what the others have");
-                inner.replica.set_whole(false);
             } else if layout.phase() == Phase::WriteBoth {
                 self.forget(|partition| !layout.current().holds(inner.node, partition)).await?;
             }
-            store.adopt(wire.clone()).await?;
+            store.adopt(wire.clone(), lost).await?;
         }
         let unix_ms = inner.clock.unix_ms();
         if inner.layouts.adopted().is_none_or(|view| view.version() < layout.version()) {
@@ -122,7 +121,7 @@ impl Transition {
             inner.metrics.set_layout(layout.version());
         }
         self.tell(&layout, 0).await?;
-        if layout.phase() == Phase::WriteBoth || !inner.replica.is_whole() {
+        if layout.phase() == Phase::WriteBoth || !inner.replica.store().is_whole() {
             self.copy_all(&layout).await?;
         }
         if layout.phase() == Phase::Stable && self.tidy_for.load(Ordering::Relaxed) != layout.version() {
@@ -189,7 +188,7 @@ impl Transition {
     async fn copy_all(&self, layout: &Layout) -> Result<(), Again> {
         let inner = &self.coordinator.inner;
         let store = inner.replica.store();
-        let whole = inner.replica.is_whole();
+        let whole = inner.replica.store().is_whole();
         if whole && store.copied().await? == layout.version() {
             return self.tell(layout, layout.version()).await;
         }
@@ -209,7 +208,7 @@ impl Transition {
         }
         drop(copies);
         inner.metrics.set_to_copy(0);
-        inner.replica.set_whole(true);
+        store.set_whole().await?;
         if layout.phase() != Phase::WriteBoth {
             return Ok(());
         }
@@ -221,7 +220,7 @@ impl Transition {
     async fn copy(&self, layout: &Layout, partition: u16) -> Result<(), Again> {
         let inner = &self.coordinator.inner;
         let old = layout.current();
-        let own = usize::from(old.holds(inner.node, partition) && inner.replica.is_whole());
+        let own = usize::from(old.holds(inner.node, partition) && inner.replica.store().is_whole());
         let needed = old.replicas() - majority(old.replicas()) + 1 - own;
         let (mut copied, mut collected) = (0, 0);
         for source in old.nodes_of(partition).iter().filter(|source| **source != inner.node) {

@@ -79,7 +79,7 @@ impl Core {
             loop {
                 let layout = map.borrow_and_update().layout().cloned();
                 if let Some(layout) = layout {
-                    kv.learn(layout);
+                    kv.set_layout(layout);
                 }
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -19,6 +19,7 @@ use super::replicas::Replicas;
 use crate::clock::Clock;
 use crate::cluster::map::{Database, NodeState};
 use crate::cluster::{Cluster, Registration};
+use crate::kv::KvSlot;
 use crate::raft::{Desired, Group, Groups, Role};
 use crate::sql;
 
@@ -57,6 +58,8 @@ pub struct Parts {
     pub started: Instant,
     /// Tells the task that enters a cluster to initialise one.
     pub initialise_asked: watch::Sender<bool>,
+    /// The key-value storage, once there is one.
+    pub kv: KvSlot,
     /// The data folder and the configuration name no cluster.
     pub may_be_asked_to_initialise: bool,
 }
@@ -99,6 +102,7 @@ impl ClusterService {
             groups: cluster.as_ref().map(|cluster| group_statuses(cluster, &replicas)).unwrap_or_default(),
             listen_addresses: network.listen_addresses().iter().map(ToString::to_string).collect(),
             warnings: cluster.as_ref().map(Cluster::warnings).unwrap_or_default(),
+            storage: parts.kv.get().ok().map(|kv| kv.status()),
         }
     }
 
@@ -359,6 +363,9 @@ impl ClusterService {
         };
         if let Some(database) = map.databases().find(placed) {
             return Some(format!("a replica of {}/{}", database.namespace, database.name));
+        }
+        if map.holds_storage(node) {
+            return Some("a share of the storage".to_owned());
         }
         for id in self.parts.groups.log().groups() {
             let database = map.databases().find(|database| database.group == id);

@@ -21,6 +21,7 @@ const READERS_MAX: u32 = 2048;
 /// The keys of `state`.
 const LAYOUT: &[u8] = b"layout";
 const COPIED: &[u8] = b"copied";
+const LACKING: &[u8] = b"lacking";
 const COLLECTED: u8 = b'c';
 const FENCED: u8 = b'f';
 
@@ -90,6 +91,7 @@ impl Tables {
         }
         let adopted = self.layout(&txn)?.map_or(0, |layout| layout.version);
         states.layout.store(adopted, Ordering::Release);
+        states.whole.store(!self.is_lacking(&txn)?, Ordering::Release);
         let mut hinted = 0;
         for item in self.hints.iter(&txn).map_err(failed)? {
             let (key, value) = item.map_err(failed)?;
@@ -107,6 +109,14 @@ impl Tables {
     pub(super) fn copied(&self, txn: &heed::RoTxn<'_>) -> Result<u64, StoreError> {
         let bytes = self.state.get(txn, COPIED).map_err(failed)?;
         Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    pub(super) fn is_lacking(&self, txn: &heed::RoTxn<'_>) -> Result<bool, StoreError> {
+        Ok(self.state.get(txn, LACKING).map_err(failed)?.is_some())
+    }
+
+    pub(super) fn set_lacking(&self, txn: &mut RwTxn<'_>, lacking: bool) -> Result<(), heed::Error> {
+        if lacking { self.state.put(txn, LACKING, &[]) } else { self.state.delete(txn, LACKING).map(drop) }
     }
 
     pub(super) fn set_layout(

@@ -28,7 +28,7 @@ async fn reopen(store: Store, folder: &Path) -> Store {
 
 async fn fresh(folder: &Path) -> Store {
     let store = open(folder).await;
-    store.adopt(v1::StorageLayout { version: LAYOUT, ..Default::default() }).await.expect("adopted");
+    store.adopt(v1::StorageLayout { version: LAYOUT, ..Default::default() }, false).await.expect("adopted");
     store
 }
 
@@ -102,7 +102,7 @@ async fn an_older_layout_changes_nothing() {
     let early = store.put(Origin::Coordinator(LAYOUT + 1), vec![Put { entry: entry("a", 1, "early") }]).await;
     assert_eq!(early.unwrap(), Applied::Fenced(Fence::ReceiverIsBehind));
     assert_eq!(get(&store, "a").await, None);
-    store.adopt(v1::StorageLayout { version: LAYOUT - 1, ..Default::default() }).await.unwrap();
+    store.adopt(v1::StorageLayout { version: LAYOUT - 1, ..Default::default() }, false).await.unwrap();
     assert_eq!(store.fence_of(LAYOUT), Fence::Open, "what was adopted stays adopted");
 }
 

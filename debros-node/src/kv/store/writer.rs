@@ -26,7 +26,8 @@ type Done<T> = oneshot::Sender<Result<T, StoreError>>;
 /// What the writer is asked for. See [`super::Store`].
 pub(super) enum Job {
     Put { origin: Origin, puts: Vec<Put>, done: Done<Applied> },
-    Adopt { layout: v1::StorageLayout, done: Done<()> },
+    Adopt { layout: v1::StorageLayout, lacking: bool, done: Done<()> },
+    SetWhole { done: Done<()> },
     SetCopied { version: u64, done: Done<()> },
     Clear { partition: u16, done: Done<bool> },
     FencePartition { partition: u16, clock: u64, done: Done<()> },
@@ -77,6 +78,7 @@ struct Effects {
     changed: Vec<Entry>,
     hinted: i64,
     adopted: Option<u64>,
+    whole: Option<bool>,
     collected: Vec<(u16, u64)>,
     fenced: Vec<(u16, u64)>,
 }
@@ -165,7 +167,7 @@ impl Writer {
 
     /// The transaction is on disk.
     fn settle(&mut self, effects: Effects) {
-        let Effects { answers, toggles, changed, hinted, adopted, collected, fenced } = effects;
+        let Effects { answers, toggles, changed, hinted, adopted, whole, collected, fenced } = effects;
         for toggle in toggles {
             if let Some(KeptTree::Known(tree) | KeptTree::Since(tree)) = self.trees.get_mut(&toggle.partition)
             {
@@ -178,6 +180,10 @@ impl Writer {
         }
         for (partition, clock) in fenced {
             self.states.fenced[usize::from(partition)].store(clock, Ordering::Release);
+        }
+        // Before the layout: nobody reads from a lost store under it.
+        if let Some(whole) = whole {
+            self.states.whole.store(whole, Ordering::Release);
         }
         if let Some(version) = adopted {
             self.states.layout.store(version, Ordering::Release);
@@ -195,12 +201,21 @@ impl Writer {
     fn apply(&mut self, txn: &mut RwTxn<'_>, job: Job, effects: &mut Effects) -> Result<(), StoreError> {
         let answer = match job {
             Job::Put { origin, puts, done } => answer(done, self.put_all(txn, origin, puts, effects)?),
-            Job::Adopt { layout, done } => {
+            Job::Adopt { layout, lacking, done } => {
                 // The map is read from its log again after a restart: what was adopted stays adopted.
                 if layout.version > effects.adopted.unwrap_or(self.states.layout.load(Ordering::Relaxed)) {
                     self.tables.set_layout(txn, &layout).map_err(failed)?;
                     effects.adopted = Some(layout.version);
+                    if lacking {
+                        self.tables.set_lacking(txn, true).map_err(failed)?;
+                        effects.whole = Some(false);
+                    }
                 }
+                answer(done, ())
+            }
+            Job::SetWhole { done } => {
+                self.tables.set_lacking(txn, false).map_err(failed)?;
+                effects.whole = Some(true);
                 answer(done, ())
             }
             Job::SetCopied { version, done } => {
@@ -463,6 +478,7 @@ fn refuse(jobs: Vec<Job>, error: &StoreError) {
         match job {
             Job::Put { done, .. } => no(done, error),
             Job::Adopt { done, .. }
+            | Job::SetWhole { done }
             | Job::SetCopied { done, .. }
             | Job::FencePartition { done, .. }
             | Job::SetCollected { done, .. }

@@ -28,7 +28,8 @@ pub(super) async fn start() -> Result<Debros> {
     for _ in 0..CONNECTIONS_MAX {
         clients.push(membership::client(&cluster, APPLICATION).await?);
     }
-    let put = |number| StorageOperation::Put { key: key(number), value: value(), options: Default::default() };
+    let put =
+        |number| StorageOperation::Put { key: key(number), value: value(), options: Default::default() };
     for outcome in clients[0].storage().batch((0..KEYS).map(put).collect()).await {
         outcome.context("cannot write the keys of the benchmark")?;
     }
