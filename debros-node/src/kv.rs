@@ -28,6 +28,7 @@ mod transition;
 mod tree;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub use watch::{Watch, Watching};
 
 /// The namespace of requests that nodes make on their own behalf.
 const SYSTEM_NAMESPACE: &str = "debros";
+/// Relaxed writes are on disk within this time.
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// Clocks are compared this often.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// A node's files are closed within this time when it stops.
@@ -77,6 +80,9 @@ pub struct KvOptions {
     pub tombstone_life: Duration,
     /// Deletions old enough are looked for this often.
     pub collect_interval: Duration,
+    /// Namespaces whose writes are acknowledged once they survive the end of a process. When as many replicas
+    /// of a key as a quorum has lose power within some tenths of a second, such writes are lost.
+    pub relaxed_namespaces: BTreeSet<String>,
     /// How the store is opened.
     pub store: StoreOptions,
 }
@@ -87,6 +93,7 @@ impl Default for KvOptions {
             repair_interval: Duration::from_secs(10),
             tombstone_life: Duration::from_secs(24 * 3600),
             collect_interval: Duration::from_secs(600),
+            relaxed_namespaces: BTreeSet::new(),
             store: StoreOptions::default(),
         }
     }
@@ -130,10 +137,18 @@ impl Kv {
         let replica = Replica::new(store, clock.clone(), layouts.clone(), metrics.clone());
         let links = Links::new(channels, tracker.clone());
         let turn = AtomicUsize::new(0);
-        let inner = Inner { node, replica, clock, layouts, links, tracker: tracker.clone(), metrics, turn };
+        let KvOptions {
+            repair_interval,
+            tombstone_life,
+            collect_interval,
+            relaxed_namespaces: relaxed,
+            store: _,
+        } = options;
+        let tracked = tracker.clone();
+        let inner = Inner { node, replica, clock, layouts, links, tracker: tracked, metrics, turn, relaxed };
         let coordinator = Coordinator { inner: Arc::new(inner) };
-        let KvOptions { repair_interval, tombstone_life, collect_interval, store: _ } = options;
         tracker.spawn(Transition::new(coordinator.clone(), report).run(stop.clone()));
+        tracker.spawn(tick(coordinator.clone(), stop.clone()));
         tracker.spawn(probe(coordinator.clone(), stop.clone()));
         tracker.spawn(hints::run(coordinator.clone(), stop.clone()));
         tracker.spawn(repair::run(coordinator.clone(), repair_interval, stop.clone()));
@@ -280,6 +295,19 @@ pub async fn failed(store: &Store) -> StoreError {
 /// Closes a store once nobody uses it any more.
 pub async fn close(store: Store, blocking: &Blocking) {
     store.close(blocking, CLOSE_TIMEOUT).await;
+}
+
+/// Lets relaxed writes become durable until the token is cancelled.
+async fn tick(coordinator: Coordinator, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(TICK_INTERVAL) => {}
+        }
+        if coordinator.inner.replica.store().tick().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Compares clocks with all peers until the token is cancelled.

@@ -7,6 +7,7 @@
 //!
 //! The reading half is in [`super::read`] and [`super::list`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -57,6 +58,14 @@ pub(super) struct Inner {
     pub(super) metrics: KvMetrics,
     /// Where reads begin, so that they spread over the replicas.
     pub(super) turn: AtomicUsize,
+    /// Namespaces whose writes are acknowledged before they are flushed.
+    pub(super) relaxed: BTreeSet<String>,
+}
+
+impl Inner {
+    fn is_relaxed(&self, namespace: &str) -> bool {
+        self.relaxed.contains(namespace)
+    }
 }
 
 /// What is to be written.
@@ -209,16 +218,18 @@ impl Coordinator {
 
     async fn write_at(&self, view: &View, node: NodeId, entry: Entry) -> Result<Outcome, NoAnswer> {
         if node == self.inner.node {
-            return local(self.inner.replica.write(view.version(), entry).await);
+            let relaxed = self.inner.is_relaxed(&entry.namespace);
+            return local(self.inner.replica.write(view.version(), relaxed, entry).await);
         }
         let peer = view.peer(node).ok_or(NoAnswer::NotAsked)?;
         let Entry { partition, namespace, key, record } = entry;
+        let relaxed = self.inner.is_relaxed(&namespace);
         let write = v1::ReplicaWrite {
             partition: u32::from(partition),
             namespace,
             key,
             record: Some(record.into_wire()),
-            relaxed: false,
+            relaxed,
         };
         self.inner.links.ask(peer, view.version(), Operation::Write(write)).await
     }

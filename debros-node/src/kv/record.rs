@@ -81,6 +81,13 @@ impl Record {
         Some(record)
     }
 
+    /// Reads the stored form; the value shares its memory.
+    pub(super) fn shared(bytes: &Bytes) -> Option<Self> {
+        let mut record = Self::header(bytes)?;
+        record.value = bytes.slice(HEADER_BYTES..);
+        Some(record)
+    }
+
     /// The same without the value.
     pub(super) fn header(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
@@ -122,6 +129,11 @@ impl Place {
     /// The stored form.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The stored form.
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.0
     }
 
     /// Reads the stored form. `None` when it is none.

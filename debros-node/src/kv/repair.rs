@@ -19,7 +19,7 @@ use super::layouts::View;
 use super::links::NoAnswer;
 use super::record::{Entry, Place, Version};
 use super::replica::KEYS_PER_ANSWER_MAX;
-use super::store::{Origin, Put, ScanLimits, StoreError};
+use super::store::{Durability, Origin, Put, ScanLimits, StoreError};
 
 /// Partitions in one question.
 const ROOTS_PER_QUESTION: usize = 128;
@@ -176,7 +176,7 @@ async fn merge(
     if !newer_there.is_empty() {
         let count = newer_there.len() as u64;
         let puts = newer_there.into_iter().map(|entry| Put { entry }).collect();
-        store.put(Origin::Replica(collected_to), puts).await?;
+        store.put(Origin::Replica(collected_to), Durability::Flushed, puts).await?;
         coordinator.inner.metrics.repaired(count);
     }
     // By size, so that no message grows past its limit.

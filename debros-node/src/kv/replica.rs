@@ -18,7 +18,7 @@ use super::clock::VersionClock;
 use super::layouts::Layouts;
 use super::metrics::KvMetrics;
 use super::record::{Entry, Place, Version};
-use super::store::{Applied, Fence, Origin, Put, PutOutcome, ScanLimits, Store, StoreError};
+use super::store::{Applied, Durability, Fence, Origin, Put, PutOutcome, ScanLimits, Store, StoreError};
 
 /// Entries of one answer of [`Operation::Keys`].
 pub(super) const KEYS_PER_ANSWER_MAX: usize = 1000;
@@ -101,22 +101,24 @@ impl Replica {
 
     async fn answer_writes(self, writes: Vec<(u64, u64, v1::ReplicaWrite)>) -> Vec<v1::ReplicaReply> {
         let mut replies = Vec::with_capacity(writes.len());
-        let mut puts: Vec<(u64, u64, Put)> = Vec::with_capacity(writes.len());
+        let mut puts: Vec<(u64, (u64, Durability), Put)> = Vec::with_capacity(writes.len());
         for (id, layout, write) in writes {
+            let durability = durability(write.relaxed);
             match self.check_write(write) {
-                Ok(put) => puts.push((id, layout, put)),
+                Ok(put) => puts.push((id, (layout, durability), put)),
                 Err(refused) => replies.push(reply(id, failure(refused))),
             }
         }
-        // Nearly always one layout.
-        while let Some((_, layout, _)) = puts.first() {
-            let layout = *layout;
-            let (same, others): (Vec<_>, Vec<_>) = puts.into_iter().partition(|(_, of, _)| *of == layout);
+        // Nearly always one layout and one durability.
+        while let Some((_, (layout, durability), _)) = puts.first() {
+            let (layout, durability) = (*layout, *durability);
+            let (same, others): (Vec<_>, Vec<_>) =
+                puts.into_iter().partition(|(_, of, _)| *of == (layout, durability));
             puts = others;
             let ids: Vec<(u64, Version)> =
                 same.iter().map(|(id, _, put)| (*id, put.entry.record.version)).collect();
             let same = same.into_iter().map(|(.., put)| put).collect();
-            let applied = self.inner.store.put(Origin::Coordinator(layout), same).await;
+            let applied = self.inner.store.put(Origin::Coordinator(layout), durability, same).await;
             replies.extend(self.written(ids, applied));
         }
         replies
@@ -211,12 +213,13 @@ impl Replica {
     }
 
     /// Writes one key for a coordinator on this node.
-    pub(super) async fn write(&self, layout: u64, entry: Entry) -> Outcome {
+    pub(super) async fn write(&self, layout: u64, relaxed: bool, entry: Entry) -> Outcome {
         let version = entry.record.version;
         if let Err(refused) = self.check_birth(version) {
             return failure(refused);
         }
-        match self.inner.store.put(Origin::Coordinator(layout), vec![Put { entry }]).await {
+        let put = self.inner.store.put(Origin::Coordinator(layout), durability(relaxed), vec![Put { entry }]);
+        match put.await {
             Ok(Applied::Each(outcomes)) => written(version, outcomes[0]),
             Ok(Applied::Fenced(fence)) => self.fenced(fence),
             Err(error) => failure(error.into()),
@@ -240,8 +243,9 @@ impl Replica {
             Operation::Fence(fence) => self.fence_partition(layout, fence).await,
             Operation::Advance(advance) => self.advance(layout, advance).await,
             Operation::Write(write) => {
+                let relaxed = write.relaxed;
                 let put = self.check_write(write).map_err(failure)?;
-                Ok(self.write(layout, put.entry).await)
+                Ok(self.write(layout, relaxed, put.entry).await)
             }
             Operation::Read(read) => {
                 let v1::ReplicaRead { partition, namespace, key, without_value } = read;
@@ -320,7 +324,7 @@ impl Replica {
             self.inner.clock.observe(put.entry.record.version.clock);
         }
         let origin = if hints { Origin::Hint } else { Origin::Replica(collected_to) };
-        let applied = self.inner.store.put(origin, puts).await.map_err(stopped)?;
+        let applied = self.inner.store.put(origin, Durability::Flushed, puts).await.map_err(stopped)?;
         let Applied::Each(outcomes) = applied else {
             unreachable!("what replicas say of each other is not fenced in the store")
         };
@@ -333,7 +337,7 @@ impl Replica {
         let v1::ReplicaFence { partition, clock } = fence;
         let partition = partition_from_wire(partition).map_err(failure)?;
         self.inner.store.fence(partition, clock).await.map_err(stopped)?;
-        let work = move |snapshot: &super::store::Snapshot<'_>| snapshot.tree_up_to(partition, Some(clock));
+        let work = move |snapshot: &super::store::Snapshot<'_>| snapshot.tree_up_to(partition, clock);
         let tree = self.inner.store.read(work).await.map_err(stopped)?;
         Ok(Outcome::Fenced(v1::ReplicaFenced { root: tree.root().to_vec().into() }))
     }
@@ -350,6 +354,9 @@ impl Replica {
     /// Drops the tombstones that every replica has.
     pub(super) async fn drop_collected(&self, partition: u16) -> Result<u64, StoreError> {
         let clock = self.inner.store.collected(partition);
+        if clock == 0 {
+            return Ok(0);
+        }
         let (mut after, mut dropped) = (Some(bytes::Bytes::new()), 0);
         while let Some(from) = after {
             let work = move |snapshot: &super::store::Snapshot<'_>| {
@@ -412,6 +419,10 @@ impl Replica {
         let next = (!scanned.complete).then_some(scanned.scanned_to);
         Ok((v1::ReplicaEntries { entries, collected_to }, next))
     }
+}
+
+fn durability(relaxed: bool) -> Durability {
+    if relaxed { Durability::Relaxed } else { Durability::Flushed }
 }
 
 fn written(version: Version, outcome: PutOutcome) -> Outcome {

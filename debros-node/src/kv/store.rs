@@ -1,8 +1,9 @@
 //! What this node holds of the storage: one LMDB environment, and the one door to it.
 //!
 //! ```text
-//! writes --> queue --> writer: one durable transaction for all that waits --> acknowledged
-//! reads  --> queue --> reader: one snapshot for all that waits
+//! puts  --> queue --> writer: journal, one flush for all that waits --> layers in memory --> acknowledged
+//!                                                    large layers --> applier --> LMDB
+//! reads --> queue --> reader: one snapshot of layers and LMDB for all that waits
 //! ```
 //!
 //! It knows versions and layouts' numbers, not who the replicas are. Invariants: nothing is acknowledged
@@ -11,10 +12,16 @@
 //! transaction on that adopted it; a transaction that fails changes nothing, and one whose flush fails
 //! ends the node.
 
+mod alter;
+mod applier;
+mod journal;
+mod layers;
+mod puts;
 mod reader;
 mod tables;
 mod writer;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +35,9 @@ use super::record::{Entry, Place, Record, Version};
 use super::tree::Tree;
 use crate::blocking::{Blocking, Jobs};
 use crate::planted::{Bug, is_planted};
-use reader::ReadJob;
+use applier::Applier;
+use layers::SharedLayers;
+use reader::{ReadJob, Reader};
 use tables::Tables;
 use writer::{Job, TreeState, Writer};
 
@@ -40,6 +49,8 @@ const CHANGES_KEPT: usize = limits::WATCH_EVENTS_MAX;
 const WRITES_WAITING_MAX: usize = 4096;
 /// Jobs of one transaction: more would let the first of them wait for long.
 const WRITES_PER_COMMIT_MAX: usize = 512;
+/// Layers that wait for the applier: the one that is frozen, and once more in vain.
+const LAYERS_WAITING_MAX: usize = 2;
 /// Reads that wait for the reader.
 const READS_WAITING_MAX: usize = 4096;
 /// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
@@ -130,6 +141,15 @@ pub(super) enum Fence {
     ReceiverIsBehind,
 }
 
+/// When a put is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// When it is flushed to disk.
+    Flushed,
+    /// When it survives the end of the process; it is on disk some tenths of a second later.
+    Relaxed,
+}
+
 /// Which writes a batch of puts is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -193,29 +213,53 @@ impl Store {
         let (opened, opening) = (folder.to_owned(), options.clone());
         let states = Arc::new(PartitionStates::new());
         let loading = states.clone();
-        let (tables, hinted) = blocking
-            .run(move || {
-                let tables = Tables::open(&opened, opening.map_bytes)?;
-                let hinted = tables.load(&loading)?;
-                Ok::<_, StoreError>((tables, hinted))
-            })
-            .await?;
+        let opening = move || {
+            let tables = Tables::open(&opened, opening.map_bytes)?;
+            let journal = tables.recover(&opened)?;
+            let hinted = tables.load(&loading)?;
+            Ok::<_, StoreError>((tables, journal, hinted))
+        };
+        let (tables, journal, hinted) = blocking.run(opening).await?;
         let hinted = Arc::new(AtomicU64::new(hinted));
         let (fail, failed) = watch::channel(None);
         let changes = broadcast::Sender::new(CHANGES_KEPT);
-        let writer =
-            Writer::new(tables.clone(), states.clone(), changes.clone(), hinted.clone(), fail, options);
+        let layers = SharedLayers::default();
+        let applier = Applier { tables: tables.clone(), layers: layers.clone(), fail: fail.clone() };
+        let applier = blocking.worker("kv-apply", (LAYERS_WAITING_MAX, 1), applier, Applier::apply);
+        let writer = Writer {
+            tables: tables.clone(),
+            states: states.clone(),
+            layers: layers.clone(),
+            journal,
+            unflushed: false,
+            frozen_generation: 0,
+            applier,
+            trees: HashMap::new(),
+            changes: changes.clone(),
+            hinted: hinted.clone(),
+            fail,
+            options,
+        };
         let limits = (WRITES_WAITING_MAX, WRITES_PER_COMMIT_MAX);
         let writer = blocking.worker("kv-write", limits, writer, Writer::commit);
         let limits = (READS_WAITING_MAX, READS_PER_SNAPSHOT_MAX);
-        let readers = blocking.worker("kv-read", limits, tables.clone(), reader::serve);
+        let reader = Reader { tables: tables.clone(), layers };
+        let readers = blocking.worker("kv-read", limits, reader, reader::serve);
         Ok(Self { writer, readers, tables, states, changes, failed, hinted, counting: Arc::default() })
     }
 
     /// Keeps records that are newer than what is there.
-    pub(super) async fn put(&self, origin: Origin, puts: Vec<Put>) -> Result<Applied, StoreError> {
+    pub(super) async fn put(
+        &self,
+        origin: Origin,
+        durability: Durability,
+        puts: Vec<Put>,
+    ) -> Result<Applied, StoreError> {
         let (done, applied) = oneshot::channel();
-        self.writer.send(Job::Put { origin, puts, done }).await.map_err(|_| StoreError::Stopped)?;
+        self.writer
+            .send(Job::Put { origin, puts, durability, done })
+            .await
+            .map_err(|_| StoreError::Stopped)?;
         applied.await.unwrap_or(Err(StoreError::Stopped))
     }
 
@@ -228,6 +272,11 @@ impl Store {
         let job: ReadJob = Box::new(move |snapshot| drop(done.send(snapshot.and_then(work))));
         self.readers.send(job).await.map_err(|_| StoreError::Stopped)?;
         result.await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// Lets relaxed writes become durable. To be called again and again.
+    pub(super) async fn tick(&self) -> Result<(), StoreError> {
+        self.writer.send(Job::Tick).await.map_err(|_| StoreError::Stopped)
     }
 
     async fn alter<T: Send + 'static>(
@@ -267,11 +316,17 @@ impl Store {
 
     /// Refuses new versions at or below this clock from now on.
     pub(super) async fn fence(&self, partition: u16, clock: u64) -> Result<(), StoreError> {
+        if clock <= self.fenced(partition) {
+            return Ok(());
+        }
         self.alter(|done| Job::FencePartition { partition, clock, done }).await
     }
 
     /// Notes that every replica has everything up to this clock.
     pub(super) async fn set_collected(&self, partition: u16, clock: u64) -> Result<(), StoreError> {
+        if clock <= self.collected(partition) {
+            return Ok(());
+        }
         self.alter(|done| Job::SetCollected { partition, clock, done }).await
     }
 
@@ -362,6 +417,8 @@ impl Store {
     }
     /// Closes the files, once every other handle is gone; waits no longer than this.
     pub(super) async fn close(self, blocking: &Blocking, patience: Duration) {
+        // Relaxed writes are not lost by a stop that was asked for.
+        let _ = self.tick().await;
         let closing = self.tables.env.clone().prepare_for_closing();
         drop(self);
         let closed = blocking.run(move || closing.wait_timeout(patience)).await;

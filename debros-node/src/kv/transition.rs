@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::coordinator::Coordinator;
 use super::record::Entry;
-use super::store::{Origin, Put, StoreError};
+use super::store::{Durability, Origin, Put, StoreError};
 use crate::planted::{Bug, is_planted};
 
 /// Tells the meta group how far this node is.
@@ -287,7 +287,12 @@ impl Transition {
         let count = entries.len() as u64;
         let puts = entries.into_iter().map(|entry| Put { entry }).collect();
         let inner = &self.coordinator.inner;
-        inner.replica.store().put(Origin::Replica(collected_to), puts).await.map_err(CopyError::Store)?;
+        inner
+            .replica
+            .store()
+            .put(Origin::Replica(collected_to), Durability::Flushed, puts)
+            .await
+            .map_err(CopyError::Store)?;
         inner.metrics.copied(count);
         let pace =
             Duration::from_micros(bytes as u64 * 1_000_000 * COPIES_AT_A_TIME as u64 / COPY_BYTES_PER_SECOND);

@@ -1,11 +1,13 @@
 //! Reading from snapshots of the store: points, ranges, hints.
 
 use std::ops::Bound;
+use std::sync::RwLockReadGuard;
 
 use bytes::Bytes;
 use debros_proto::{NodeId, v1};
 use heed::{RoTxn, WithoutTls};
 
+use super::layers::{Layers, SharedLayers};
 use super::tables::{Tables, failed, hint_key, parse_hint};
 use super::{StoreError, damaged, decode};
 use crate::kv::record::{Entry, Place, Record, place};
@@ -14,19 +16,50 @@ use crate::kv::tree::{Tree, leaf_of};
 /// A piece of reading; it gets the snapshot, or why there is none.
 pub(super) type ReadJob = Box<dyn FnOnce(Result<&Snapshot<'_>, StoreError>) + Send>;
 
+/// What the reader's thread owns.
+pub(super) struct Reader {
+    pub(super) tables: Tables,
+    pub(super) layers: SharedLayers,
+}
+
 /// Serves everything that waits from one snapshot.
-pub(super) fn serve(tables: &mut Tables, jobs: &mut Vec<ReadJob>) -> bool {
-    match Snapshot::new(tables) {
+pub(super) fn serve(reader: &mut Reader, jobs: &mut Vec<ReadJob>) -> bool {
+    match Snapshot::new(reader) {
         Ok(snapshot) => jobs.drain(..).for_each(|job| job(Ok(&snapshot))),
         Err(error) => jobs.drain(..).for_each(|job| job(Err(error.clone()))),
     }
     true
 }
 
-/// The store at one moment.
+/// The store at one moment: what is in memory, and LMDB below it.
 pub(in crate::kv) struct Snapshot<'t> {
-    tables: Tables,
+    tables: &'t Tables,
+    layers: RwLockReadGuard<'t, Layers>,
     txn: RoTxn<'t, WithoutTls>,
+}
+
+/// LMDB at one moment at which nothing was in memory alone; may be kept and sent.
+pub(super) struct KeptSnapshot {
+    tables: Tables,
+    txn: RoTxn<'static, WithoutTls>,
+}
+
+impl KeptSnapshot {
+    pub(super) fn new(tables: &Tables) -> Result<Self, StoreError> {
+        let txn = tables.env.clone().static_read_txn().map_err(failed)?;
+        Ok(Self { tables: tables.clone(), txn })
+    }
+
+    /// Counts the tree of a partition.
+    pub(super) fn tree(&self, partition: u16) -> Result<Tree, StoreError> {
+        let mut tree = Tree::default();
+        let prefix = partition.to_be_bytes();
+        for item in self.tables.data.prefix_iter(&self.txn, &prefix).map_err(failed)? {
+            let (key, value) = item.map_err(failed)?;
+            tree.toggle(key, value);
+        }
+        Ok(tree)
+    }
 }
 
 /// What a scan gives, and whether it saw everything that it was asked for.
@@ -50,24 +83,53 @@ pub(in crate::kv) struct ScanLimits {
 }
 
 impl<'t> Snapshot<'t> {
-    fn new(tables: &'t Tables) -> Result<Self, StoreError> {
+    fn new(reader: &'t Reader) -> Result<Self, StoreError> {
+        let Reader { tables, layers } = reader;
+        // First the memory: what goes from there into LMDB meanwhile is seen in both.
+        let layers = layers.read();
         let txn = tables.env.read_txn().map_err(failed)?;
-        Ok(Self { tables: tables.clone(), txn })
-    }
-
-    /// A snapshot that may be kept and sent.
-    pub(super) fn kept(tables: &Tables) -> Result<Snapshot<'static>, StoreError> {
-        let txn = tables.env.clone().static_read_txn().map_err(failed)?;
-        Ok(Snapshot { tables: tables.clone(), txn })
+        Ok(Self { tables, layers, txn })
     }
 
     /// What is kept of a key.
     pub(in crate::kv) fn get(&self, place: &Place, with_value: bool) -> Result<Option<Record>, StoreError> {
+        if let Some(bytes) = self.layers.get(place.as_bytes()) {
+            let record = if with_value { Record::shared(bytes) } else { Record::header(bytes) };
+            return record.map(Some).ok_or_else(|| damaged(place.as_bytes()));
+        }
         let Some(bytes) = self.tables.data.get(&self.txn, place.as_bytes()).map_err(failed)? else {
             return Ok(None);
         };
         let record = if with_value { Record::from_bytes(bytes) } else { Record::header(bytes) };
         record.map(Some).ok_or_else(|| damaged(place.as_bytes()))
+    }
+
+    /// Everything from a place on, in order, the newest record of each.
+    fn from<'s>(
+        &'s self,
+        first: Bound<&[u8]>,
+    ) -> Result<impl Iterator<Item = Result<(&'s [u8], &'s [u8]), StoreError>> + use<'s, 't>, StoreError>
+    {
+        let range = (first, Bound::Unbounded);
+        let mut stored = self.tables.data.range(&self.txn, &range).map_err(failed)?.peekable();
+        let mut memory = self.layers.range(first).peekable();
+        Ok(std::iter::from_fn(move || {
+            let Some((newer, _)) = memory.peek() else {
+                return stored.next().map(|item| item.map_err(failed));
+            };
+            match stored.peek() {
+                Some(Ok((older, _))) if older < newer => {}
+                Some(Ok((older, _))) => {
+                    if older == newer {
+                        stored.next();
+                    }
+                    return memory.next().map(Ok);
+                }
+                Some(Err(_)) => {}
+                None => return memory.next().map(Ok),
+            }
+            stored.next().map(|item| item.map_err(failed))
+        }))
     }
 
     /// The entries of a namespace in a partition whose keys have a prefix and come after a key.
@@ -107,8 +169,8 @@ impl<'t> Snapshot<'t> {
         let first = if after > prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
         let mut scanned = Scanned { complete: true, ..Default::default() };
         let (mut bytes, mut last): (usize, &[u8]) = (0, after);
-        for item in self.tables.data.range(&self.txn, &(first, Bound::Unbounded)).map_err(failed)? {
-            let (key, value) = item.map_err(failed)?;
+        for item in self.from(first)? {
+            let (key, value) = item?;
             if !key.starts_with(prefix) {
                 break;
             }
@@ -135,25 +197,20 @@ impl<'t> Snapshot<'t> {
         Ok(scanned)
     }
 
-    /// Counts the tree of a partition; with a clock only what is at or below it.
-    pub(in crate::kv) fn tree_up_to(&self, partition: u16, clock: Option<u64>) -> Result<Tree, StoreError> {
+    /// Counts the tree of what is at or below a clock in a partition.
+    pub(in crate::kv) fn tree_up_to(&self, partition: u16, clock: u64) -> Result<Tree, StoreError> {
         let mut tree = Tree::default();
         let prefix = partition.to_be_bytes();
-        for item in self.tables.data.prefix_iter(&self.txn, &prefix).map_err(failed)? {
-            let (key, value) = item.map_err(failed)?;
-            let counts = match clock {
-                None => true,
-                Some(clock) => Record::header(value).ok_or_else(|| damaged(key))?.version.clock <= clock,
-            };
-            if counts {
+        for item in self.from(Bound::Included(&prefix))? {
+            let (key, value) = item?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            if Record::header(value).ok_or_else(|| damaged(key))?.version.clock <= clock {
                 tree.toggle(key, value);
             }
         }
         Ok(tree)
-    }
-
-    pub(super) fn tree(&self, partition: u16) -> Result<Tree, StoreError> {
-        self.tree_up_to(partition, None)
     }
 
     /// Places that collecting up to a clock drops, at most so many after a place; and where it got to,
@@ -175,8 +232,8 @@ impl<'t> Snapshot<'t> {
     /// Whether anything is kept of a partition.
     pub(in crate::kv) fn is_empty(&self, partition: u16) -> Result<bool, StoreError> {
         let prefix = partition.to_be_bytes();
-        let mut entries = self.tables.data.prefix_iter(&self.txn, &prefix).map_err(failed)?;
-        Ok(entries.next().transpose().map_err(failed)?.is_none())
+        let first = self.from(Bound::Included(&prefix))?.next().transpose()?;
+        Ok(first.is_none_or(|(place, _)| !place.starts_with(&prefix)))
     }
 
     /// Hints for a node, the first so many: when each was kept, and what it says.

@@ -11,6 +11,8 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RwTxn, WithoutTls};
 use prost::Message;
 
+use super::journal::Journal;
+use super::layers::Layer;
 use super::{PartitionStates, StoreError};
 
 /// Tables of the environment.
@@ -22,6 +24,7 @@ const READERS_MAX: u32 = 2048;
 const LAYOUT: &[u8] = b"layout";
 const COPIED: &[u8] = b"copied";
 const LACKING: &[u8] = b"lacking";
+const APPLIED: &[u8] = b"applied";
 const COLLECTED: u8 = b'c';
 const FENCED: u8 = b'f';
 
@@ -109,6 +112,42 @@ impl Tables {
     pub(super) fn copied(&self, txn: &heed::RoTxn<'_>) -> Result<u64, StoreError> {
         let bytes = self.state.get(txn, COPIED).map_err(failed)?;
         Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    /// The last generation of the journal that LMDB has.
+    pub(super) fn applied(&self, txn: &heed::RoTxn<'_>) -> Result<u64, StoreError> {
+        let bytes = self.state.get(txn, APPLIED).map_err(failed)?;
+        Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    pub(super) fn set_applied(&self, txn: &mut RwTxn<'_>, generation: u64) -> Result<(), heed::Error> {
+        self.state.put(txn, APPLIED, &generation.to_be_bytes())
+    }
+
+    /// Puts what was in memory. It is newer than what is here.
+    pub(super) fn apply(&self, txn: &mut RwTxn<'_>, layer: &Layer) -> Result<(), heed::Error> {
+        for (place, record) in &layer.data {
+            self.data.put(txn, place, record)?;
+        }
+        for (key, value) in &layer.hints {
+            self.hints.put(txn, key, value)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the journal, and brings what only that has into LMDB.
+    pub(super) fn recover(&self, folder: &Path) -> Result<Journal, StoreError> {
+        let cannot =
+            |error: std::io::Error| StoreError::Failed(format!("the journal cannot be read: {error}"));
+        let mut txn = self.env.write_txn().map_err(failed)?;
+        let applied = self.applied(&txn)?;
+        let (journal, found, last) = Journal::open(folder, applied).map_err(cannot)?;
+        for (place, record) in found {
+            self.data.put(&mut txn, &place, &record).map_err(failed)?;
+        }
+        self.set_applied(&mut txn, last).map_err(failed)?;
+        txn.commit().map_err(failed)?;
+        Ok(journal)
     }
 
     pub(super) fn is_lacking(&self, txn: &heed::RoTxn<'_>) -> Result<bool, StoreError> {

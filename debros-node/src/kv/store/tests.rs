@@ -9,7 +9,7 @@ use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
 use proptest::test_runner::Config;
 
 use super::reader::ScanLimits;
-use super::{Applied, Fence, Options, Origin, Put, PutOutcome, Store};
+use super::{Applied, Durability, Fence, Options, Origin, Put, PutOutcome, Store};
 use crate::blocking::Blocking;
 use crate::kv::record::{Entry, Record, Version};
 
@@ -46,7 +46,7 @@ fn gone(key: &str, clock: u64) -> Entry {
 }
 
 async fn put(store: &Store, origin: Origin, entry: Entry) -> PutOutcome {
-    match store.put(origin, vec![Put { entry }]).await.expect("put") {
+    match store.put(origin, Durability::Flushed, vec![Put { entry }]).await.expect("put") {
         Applied::Each(outcomes) => outcomes[0],
         fenced @ Applied::Fenced(_) => panic!("{fenced:?}"),
     }
@@ -77,10 +77,11 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let store = fresh(folder.path()).await;
     let puts = (0..500).map(|number| Put { entry: entry(&format!("key-{number}"), 5, "value") }).collect();
-    store.put(Origin::Coordinator(LAYOUT), puts).await.expect("put");
+    store.put(Origin::Coordinator(LAYOUT), Durability::Flushed, puts).await.expect("put");
+    store.hint(NodeId(4), entry("hinted", 6, "for four"), 1000).await.unwrap();
+    // Hints become durable with whatever goes into LMDB next.
     store.set_collected(7, 99).await.unwrap();
     store.fence(8, 100).await.unwrap();
-    store.hint(NodeId(4), entry("hinted", 6, "for four"), 1000).await.unwrap();
     let hinted = store.hinted_bytes();
     let store = reopen(store, folder.path()).await;
     for number in 0..500 {
@@ -94,12 +95,65 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_is_in_the_journal_alone_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = fresh(folder.path()).await;
+    for round in 1..5 {
+        for (durability, key) in [(Durability::Flushed, "flushed"), (Durability::Relaxed, "relaxed")] {
+            let put = Put { entry: entry(key, round, &format!("{key} {round}")) };
+            store.put(Origin::Coordinator(LAYOUT), durability, vec![put]).await.expect("put");
+        }
+        store = reopen(store, folder.path()).await;
+        for key in ["flushed", "relaxed"] {
+            assert_eq!(get(&store, key).await.unwrap().value, format!("{key} {round}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn layers_go_into_the_tables_while_writes_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = fresh(folder.path()).await;
+    let value = "v".repeat(100_000);
+    // More than a layer holds, several times over.
+    for round in 1..=4u64 {
+        for number in 0..50 {
+            let key = format!("key-{number}");
+            assert_eq!(
+                put(&store, Origin::Coordinator(LAYOUT), entry(&key, round, &value)).await,
+                PutOutcome::Stored
+            );
+        }
+    }
+    let listed = |store: &Store, partition: u16| {
+        let limits = ScanLimits { entries: 1000, bytes: usize::MAX, with_values: false };
+        let store = store.clone();
+        async move { store.read(move |snapshot| snapshot.scan(partition, "app", "", "", limits)).await.unwrap() }
+    };
+    let store = reopen(store, folder.path()).await;
+    let mut clocks = Vec::new();
+    for partition in partitions_of("app") {
+        let entries = listed(&store, partition).await.entries;
+        clocks.extend(entries.iter().map(|entry| entry.record.version.clock));
+    }
+    assert_eq!(clocks, [4; 50]);
+}
+
+#[tokio::test]
 async fn an_older_layout_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = fresh(folder.path()).await;
-    let late = store.put(Origin::Coordinator(LAYOUT - 1), vec![Put { entry: entry("a", 1, "late") }]).await;
+    let late = store
+        .put(Origin::Coordinator(LAYOUT - 1), Durability::Flushed, vec![Put { entry: entry("a", 1, "late") }])
+        .await;
     assert_eq!(late.unwrap(), Applied::Fenced(Fence::SenderIsBehind));
-    let early = store.put(Origin::Coordinator(LAYOUT + 1), vec![Put { entry: entry("a", 1, "early") }]).await;
+    let early = store
+        .put(
+            Origin::Coordinator(LAYOUT + 1),
+            Durability::Flushed,
+            vec![Put { entry: entry("a", 1, "early") }],
+        )
+        .await;
     assert_eq!(early.unwrap(), Applied::Fenced(Fence::ReceiverIsBehind));
     assert_eq!(get(&store, "a").await, None);
     store.adopt(v1::StorageLayout { version: LAYOUT - 1, ..Default::default() }, false).await.unwrap();
@@ -199,7 +253,7 @@ proptest! {
                 if newer {
                     model.insert(key, entry.record);
                 }
-                let counted = store.read(move |snapshot| snapshot.tree(partition)).await.unwrap();
+                let counted = store.read(move |snapshot| snapshot.tree_up_to(partition, u64::MAX)).await.unwrap();
                 prop_assert_eq!(store.tree(partition).await.unwrap(), counted);
             }
             for (key, record) in model {

@@ -1,0 +1,236 @@
+//! The journal: where writes are made durable before they are acknowledged, one flush for all that wait.
+//!
+//! Two files take turns. Each holds the batches of one generation, which is in the checksum of every batch,
+//! so that a file is written over from its beginning without being cleared: no flush has to wait for the
+//! file system's own books. A generation is written over once LMDB has what it holds, on disk.
+//!
+//! ```text
+//! batch: length u32, checksum u32 (CRC-32C of the rest), generation u64, writes
+//! write: length of place u16, place, length of record u32, record
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Files that take turns: one is written while what the other holds goes into LMDB.
+const FILES: u64 = 2;
+const HEADER_BYTES: usize = 16;
+/// A batch has no more than a full message's writes for each job of it; more is damage.
+const BATCH_BYTES_MAX: usize = 1 << 30;
+
+/// Writes on their way to the journal.
+#[derive(Default)]
+pub(super) struct JournalBatch {
+    bytes: BytesMut,
+}
+
+impl JournalBatch {
+    /// Adds a write.
+    pub(super) fn add(&mut self, place: &[u8], record: &[u8]) {
+        if self.bytes.is_empty() {
+            self.bytes.put_bytes(0, HEADER_BYTES);
+        }
+        self.bytes.put_u16(u16::try_from(place.len()).expect("a place is shorter than 64 KiB"));
+        self.bytes.put_slice(place);
+        self.bytes.put_u32(u32::try_from(record.len()).expect("a record is shorter than 4 GiB"));
+        self.bytes.put_slice(record);
+    }
+
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn seal(&mut self, generation: u64) {
+        let length = (self.bytes.len() - HEADER_BYTES) as u32;
+        self.bytes[8..16].copy_from_slice(&generation.to_be_bytes());
+        let checksum = crc32c::crc32c(&self.bytes[8..]);
+        self.bytes[..4].copy_from_slice(&length.to_be_bytes());
+        self.bytes[4..8].copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// A write that was found after a restart: its place and record.
+pub(super) type Found = (Bytes, Bytes);
+
+/// The journal, open for writing.
+pub(super) struct Journal {
+    files: [File; FILES as usize],
+    generation: u64,
+    end: u64,
+}
+
+impl Journal {
+    /// Opens the journal in a folder and gives the writes that LMDB does not have: those of generations
+    /// after `applied`, in order, and the last of these generations.
+    pub(super) fn open(folder: &Path, applied: u64) -> io::Result<(Self, Vec<Found>, u64)> {
+        let open = |number: u64| {
+            let path = folder.join(format!("journal-{number}"));
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+        };
+        let files = [open(0)?, open(1)?];
+        File::open(folder)?.sync_all()?;
+        let mut generations = Vec::new();
+        for file in &files {
+            generations.extend(read_generation(file)?);
+        }
+        generations.sort_by_key(|(generation, _)| *generation);
+        let last = generations.last().map_or(0, |(generation, _)| *generation).max(applied);
+        let missing = generations.into_iter().filter(|(generation, _)| *generation > applied);
+        let found = missing.flat_map(|(_, found)| found).collect();
+        Ok((Self { files, generation: last + 1, end: 0 }, found, last))
+    }
+
+    /// The generation that is being written.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn file(&self) -> &File {
+        &self.files[(self.generation % FILES) as usize]
+    }
+
+    /// Writes a batch. It survives the end of the process from now on, and the loss of power from the next
+    /// [`Self::flush`] on.
+    pub(super) fn append(&mut self, mut batch: JournalBatch) -> io::Result<()> {
+        batch.seal(self.generation);
+        self.file().write_all_at(&batch.bytes, self.end)?;
+        self.end += batch.bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Flushes what was written.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.file().sync_data()
+    }
+
+    /// Begins the next generation. What the one before the present one holds must be in LMDB.
+    pub(super) fn turn(&mut self) {
+        self.generation += 1;
+        self.end = 0;
+    }
+}
+
+/// The generation that a file begins with, and its writes up to the first batch that is not whole.
+fn read_generation(file: &File) -> io::Result<Option<(u64, Vec<Found>)>> {
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, 0)?;
+    let mut bytes = Bytes::from(bytes);
+    let mut first = None;
+    let mut found = Vec::new();
+    while let Some((generation, batch)) = next_batch(&mut bytes) {
+        if *first.get_or_insert(generation) != generation {
+            break;
+        }
+        let Some(writes) = read_batch(batch) else { break };
+        found.extend(writes);
+    }
+    Ok(first.map(|generation| (generation, found)))
+}
+
+fn next_batch(bytes: &mut Bytes) -> Option<(u64, Bytes)> {
+    if bytes.len() < HEADER_BYTES {
+        return None;
+    }
+    let (length, checksum) = (bytes.get_u32() as usize, bytes.get_u32());
+    if length > BATCH_BYTES_MAX || bytes.len() < 8 + length || length == 0 {
+        return None;
+    }
+    if crc32c::crc32c(&bytes[..8 + length]) != checksum {
+        return None;
+    }
+    let generation = bytes.get_u64();
+    Some((generation, bytes.split_to(length)))
+}
+
+fn read_batch(mut batch: Bytes) -> Option<Vec<Found>> {
+    let mut writes = Vec::new();
+    while !batch.is_empty() {
+        let place = take(&mut batch, 2)?;
+        let record = take(&mut batch, 4)?;
+        writes.push((place, record));
+    }
+    Some(writes)
+}
+
+/// Takes a part with its length, which has so many bytes, before it.
+fn take(bytes: &mut Bytes, length_bytes: usize) -> Option<Bytes> {
+    if bytes.len() < length_bytes {
+        return None;
+    }
+    let length = usize::try_from(bytes.get_uint(length_bytes)).ok()?;
+    (bytes.len() >= length).then(|| bytes.split_to(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::{Journal, JournalBatch};
+
+    fn batch(writes: &[(&str, &str)]) -> JournalBatch {
+        let mut batch = JournalBatch::default();
+        writes.iter().for_each(|(place, record)| batch.add(place.as_bytes(), record.as_bytes()));
+        batch
+    }
+
+    fn found(folder: &std::path::Path, applied: u64) -> (Vec<(String, String)>, u64) {
+        let (_, found, last) = Journal::open(folder, applied).unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (found.iter().map(|(place, record)| (text(place), text(record))).collect(), last)
+    }
+
+    #[test]
+    fn what_was_written_is_found_until_it_is_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, nothing, _) = Journal::open(folder.path(), 0).unwrap();
+        assert!(nothing.is_empty());
+        let generation = journal.generation();
+        journal.append(batch(&[("a", "1"), ("b", "2")])).unwrap();
+        journal.append(batch(&[("c", "3")])).unwrap();
+        journal.turn();
+        journal.append(batch(&[("a", "4")])).unwrap();
+        let pair = |place: &str, record: &str| (place.to_owned(), record.to_owned());
+        let all = [pair("a", "1"), pair("b", "2"), pair("c", "3"), pair("a", "4")];
+        assert_eq!(found(folder.path(), generation - 1), (all.to_vec(), generation + 1));
+        assert_eq!(found(folder.path(), generation), (vec![pair("a", "4")], generation + 1));
+        assert_eq!(found(folder.path(), generation + 1), (vec![], generation + 1));
+    }
+
+    #[test]
+    fn an_older_generation_behind_a_shorter_one_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, ..) = Journal::open(folder.path(), 0).unwrap();
+        let first = journal.generation();
+        for number in 0..10 {
+            journal.append(batch(&[("old", &number.to_string())])).unwrap();
+        }
+        journal.turn();
+        journal.turn();
+        journal.append(batch(&[("new", "1")])).unwrap();
+        assert_eq!(found(folder.path(), first + 1), (vec![("new".into(), "1".into())], first + 2));
+    }
+
+    #[test]
+    fn a_torn_batch_ends_the_journal_wherever_it_is_torn() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, ..) = Journal::open(folder.path(), 0).unwrap();
+        journal.append(batch(&[("a", "whole")])).unwrap();
+        let whole = journal.end;
+        journal.append(batch(&[("b", "torn"), ("c", "torn")])).unwrap();
+        let end = journal.end;
+        let file = journal.file().try_clone().unwrap();
+        for torn in whole..end {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, torn).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x40], torn).unwrap();
+            let (writes, _) = found(folder.path(), 0);
+            assert_eq!(writes, [("a".to_owned(), "whole".to_owned())], "torn at {torn}");
+            file.write_all_at(&byte, torn).unwrap();
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Putting records: into the journal, then into memory, then acknowledged. LMDB gets them later, many at a
+//! time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use debros_proto::NodeId;
+
+use super::applier::Frozen;
+use super::journal::JournalBatch;
+use super::layers::{Layer, Layers};
+use super::tables::{failed, hint_key, parse_hint};
+use super::writer::{Answer, Done, Job, Toggle, Writer, answer};
+use super::{Applied, Durability, Fence, Origin, Put, PutOutcome, StoreError, damaged, fence};
+use crate::kv::record::{Entry, Record};
+
+/// A layer of this size goes into LMDB: large enough that neighbours share pages.
+const LAYER_BYTES: usize = 4 << 20;
+/// While one layer goes into LMDB the next one grows to this; past it the writer waits.
+const LAYER_BYTES_MAX: usize = 64 << 20;
+
+type ReadTxn<'t> = heed::RoTxn<'t, heed::WithoutTls>;
+
+/// Puts that wait for the same flush.
+struct PutJob {
+    origin: Origin,
+    puts: Vec<Put>,
+    done: Done<Applied>,
+}
+
+/// Records that are accepted, on their way to the journal.
+#[derive(Default)]
+struct Accepted {
+    batch: JournalBatch,
+    records: HashMap<Bytes, Bytes>,
+    toggles: Vec<Toggle>,
+    changed: Vec<Entry>,
+    answers: Vec<Answer>,
+}
+
+impl Writer {
+    /// Carries out puts and hints; says whether the store goes on.
+    pub(super) fn put_all(&mut self, jobs: Vec<Job>) -> bool {
+        let (mut relaxed, mut flushed) = (Vec::new(), Vec::new());
+        for job in jobs {
+            match job {
+                Job::Put { origin, puts, durability: Durability::Relaxed, done } => {
+                    relaxed.push(PutJob { origin, puts, done });
+                }
+                Job::Put { origin, puts, durability: Durability::Flushed, done } => {
+                    flushed.push(PutJob { origin, puts, done });
+                }
+                Job::Hint { target, entry, unix_ms, done } => {
+                    let _ = done.send(self.hint(target, &entry, unix_ms));
+                }
+                _ => unreachable!("only puts and hints are put"),
+            }
+        }
+        // Those that need not wait for the flush go first.
+        let go_on = self.put_jobs(relaxed, false) && self.put_jobs(flushed, true);
+        if go_on { self.make_room() } else { false }
+    }
+
+    fn put_jobs(&mut self, jobs: Vec<PutJob>, flush: bool) -> bool {
+        if jobs.is_empty() {
+            return true;
+        }
+        let tables = self.tables.clone();
+        let txn = match tables.env.read_txn() {
+            Ok(txn) => txn,
+            Err(error) => {
+                let error = failed(error);
+                jobs.into_iter().for_each(|job| drop(job.done.send(Err(error.clone()))));
+                return true;
+            }
+        };
+        let mut accepted = Accepted::default();
+        let layers = self.layers.clone();
+        let layers = layers.read();
+        for PutJob { origin, puts, done } in jobs {
+            match self.accept_all(&txn, &layers, origin, puts, &mut accepted) {
+                Ok(applied) => accepted.answers.push(answer(done, applied)),
+                Err(error) => drop(done.send(Err(error))),
+            }
+        }
+        drop(layers);
+        drop(txn);
+        self.make_durable(accepted, flush)
+    }
+
+    fn make_durable(&mut self, accepted: Accepted, flush: bool) -> bool {
+        let Accepted { batch, records, toggles, changed, answers } = accepted;
+        if !batch.is_empty() {
+            if let Err(error) = self.journal(batch, flush) {
+                answers.into_iter().for_each(|answer| answer(Err(error.clone())));
+                return matches!(error, StoreError::Full) || self.fail(error);
+            }
+            let mut layers = self.layers.write();
+            records.into_iter().for_each(|(place, record)| layers.active.put(place, record));
+        }
+        self.toggle(toggles);
+        if !changed.is_empty() {
+            // Nobody may be watching.
+            let _ = self.changes.send(Arc::new(changed));
+        }
+        answers.into_iter().for_each(|answer| answer(Ok(())));
+        true
+    }
+
+    fn accept_all(
+        &self,
+        txn: &ReadTxn<'_>,
+        layers: &Layers,
+        origin: Origin,
+        puts: Vec<Put>,
+        accepted: &mut Accepted,
+    ) -> Result<Applied, StoreError> {
+        if let Origin::Coordinator(layout) = origin {
+            match fence(self.states.layout.load(Ordering::Relaxed), layout) {
+                Fence::Open => {}
+                closed => return Ok(Applied::Fenced(closed)),
+            }
+        }
+        let outcomes = puts.into_iter().map(|put| self.accept(txn, layers, origin, put, accepted));
+        outcomes.collect::<Result<_, _>>().map(Applied::Each)
+    }
+
+    fn accept(
+        &self,
+        txn: &ReadTxn<'_>,
+        layers: &Layers,
+        origin: Origin,
+        Put { entry }: Put,
+        accepted: &mut Accepted,
+    ) -> Result<PutOutcome, StoreError> {
+        let version = entry.record.version;
+        let refused_to = self.refused_to(origin, entry.partition);
+        let place = entry.place().into_bytes();
+        let in_memory = accepted.records.get(&place).or_else(|| layers.get(&place)).map(|bytes| &bytes[..]);
+        let before = match in_memory {
+            Some(bytes) => Some(bytes),
+            None => self.tables.data.get(txn, &place).map_err(failed)?,
+        };
+        let known = before.map(|bytes| Record::header(bytes).ok_or_else(|| damaged(&place)));
+        match known.transpose()? {
+            Some(known) if known.version >= version => {
+                return Ok(if known.version == version {
+                    PutOutcome::Stored
+                } else {
+                    PutOutcome::Superseded(known.version)
+                });
+            }
+            _ if version.clock <= refused_to => return Ok(PutOutcome::Collected(refused_to)),
+            _ => {}
+        }
+        let record = entry.record.to_bytes().freeze();
+        accepted.batch.add(&place, &record);
+        if self.trees.contains_key(&entry.partition) {
+            let (before, after) = (before.map(<[u8]>::to_vec), Some(record.to_vec()));
+            accepted.toggles.push(Toggle {
+                partition: entry.partition,
+                place: place.to_vec(),
+                before,
+                after,
+            });
+        }
+        accepted.records.insert(place, record);
+        if self.changes.receiver_count() > 0 {
+            accepted.changed.push(entry);
+        }
+        Ok(PutOutcome::Stored)
+    }
+
+    /// The clock at and below which a version is refused.
+    fn refused_to(&self, origin: Origin, partition: u16) -> u64 {
+        let place = usize::from(partition);
+        let collected = self.states.collected[place].load(Ordering::Relaxed);
+        match origin {
+            Origin::Coordinator(_) | Origin::Hint => {
+                collected.max(self.states.fenced[place].load(Ordering::Relaxed))
+            }
+            // From one that has collected as far: it has every live record, and no other, up to there.
+            Origin::Replica(theirs) if theirs >= collected => 0,
+            Origin::Replica(_) => collected,
+        }
+    }
+
+    fn journal(&mut self, batch: JournalBatch, flush: bool) -> Result<(), StoreError> {
+        self.journal.append(batch).map_err(journal_failed)?;
+        self.unflushed = true;
+        if flush { self.flush_journal() } else { Ok(()) }
+    }
+
+    fn flush_journal(&mut self) -> Result<(), StoreError> {
+        if self.flushes() {
+            self.journal.flush().map_err(journal_failed)?;
+        }
+        self.unflushed = false;
+        Ok(())
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    fn flushes(&self) -> bool {
+        !self.options.acknowledge_before_fsync
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    fn flushes(&self) -> bool {
+        let super::Options { map_bytes: _ } = self.options;
+        true
+    }
+
+    /// What is relaxed is on disk from now on, and what waits in memory is on its way.
+    pub(super) fn tick(&mut self) -> bool {
+        if self.unflushed
+            && let Err(error) = self.flush_journal()
+        {
+            return self.fail(error);
+        }
+        let layers = self.layers.read();
+        let (waiting, hints) = (layers.frozen.is_some(), !layers.active.hints.is_empty());
+        drop(layers);
+        if waiting {
+            // One that could not be applied is tried again; one that was is passed over.
+            self.send_frozen();
+        } else if hints {
+            self.freeze();
+        }
+        true
+    }
+
+    /// Lets a large layer go into LMDB.
+    fn make_room(&mut self) -> bool {
+        let layers = self.layers.read();
+        let (bytes, waiting) = (layers.active.bytes(), layers.frozen.is_some());
+        drop(layers);
+        match waiting {
+            false if bytes >= LAYER_BYTES => {
+                self.freeze();
+                true
+            }
+            true if bytes >= LAYER_BYTES_MAX => self.transaction(Vec::new()),
+            _ => true,
+        }
+    }
+
+    fn freeze(&mut self) {
+        let mut layers = self.layers.write();
+        let full = std::mem::take(&mut layers.active);
+        layers.frozen = Some(Arc::new(full));
+        drop(layers);
+        self.frozen_generation = self.journal.generation();
+        self.turn_journal();
+        self.send_frozen();
+    }
+
+    fn send_frozen(&self) {
+        let layer = self.layers.read().frozen.clone();
+        if let Some(layer) = layer {
+            // When the queue is full, one is on its way already.
+            let _ = self.applier.try_send(Frozen { layer, generation: self.frozen_generation });
+        }
+    }
+
+    pub(super) fn turn_journal(&mut self) {
+        self.journal.turn();
+        self.unflushed = false;
+    }
+
+    fn hint(&mut self, target: NodeId, entry: &Entry, unix_ms: u64) -> Result<(), StoreError> {
+        let key = Bytes::from(hint_key(target.0, entry.place().as_bytes()));
+        let value = Bytes::from([&unix_ms.to_be_bytes()[..], &entry.record.to_bytes()].concat());
+        let txn = self.tables.env.read_txn().map_err(failed)?;
+        let mut layers = self.layers.write();
+        let known = |layer: &Layer| layer.hints.get(&key).cloned();
+        let in_memory = known(&layers.active).or_else(|| layers.frozen.as_deref().and_then(known));
+        let before = match &in_memory {
+            Some(value) => Some(&value[..]),
+            None => self.tables.hints.get(&txn, &key).map_err(failed)?,
+        };
+        let version =
+            before.and_then(|value| parse_hint(&key, value)).and_then(|(.., record)| Record::header(record));
+        if version.is_some_and(|known| known.version >= entry.record.version) {
+            return Ok(());
+        }
+        let replaced = before.map_or(0, |value| key.len() + value.len());
+        let added = (key.len() + value.len()) as i64 - replaced as i64;
+        layers.active.hint(key, value);
+        drop(layers);
+        self.add_hinted(added);
+        Ok(())
+    }
+}
+
+fn journal_failed(error: std::io::Error) -> StoreError {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => StoreError::Full,
+        _ => StoreError::Failed(format!("the journal: {error}")),
+    }
+}
