@@ -10,6 +10,7 @@
 //! that the cluster's meta group decides, and its change in phases. This module knows the layout but not
 //! who decides it, and namespaces but not who may use them.
 
+mod asks;
 mod clock;
 mod collect;
 mod coordinator;

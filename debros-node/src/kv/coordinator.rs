@@ -15,14 +15,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use debros_proto::layout::{Placement, majority, partition_of};
 use debros_proto::{ErrorCode, Failure, NodeId, v1};
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
+use super::asks::Asks;
 use super::clock::VersionClock;
 use super::layouts::{Layouts, View};
 use super::links::{Links, NoAnswer};
@@ -109,8 +107,6 @@ enum Round {
     TooFew,
 }
 
-type Ask = BoxFuture<'static, (NodeId, Said)>;
-
 impl Coordinator {
     /// Writes or deletes a key.
     ///
@@ -170,7 +166,7 @@ impl Coordinator {
         let partition = entry.partition;
         let mut tally = Tally::new(view, partition, quorum, course.restamped);
         let mut absent = Vec::new();
-        let mut asks: FuturesUnordered<Ask> = FuturesUnordered::new();
+        let mut asks = Asks::new();
         for node in view.writers_of(partition) {
             asks.push(self.ask_write(view.clone(), node, entry.clone()));
         }
@@ -207,13 +203,18 @@ impl Coordinator {
         if behind { Round::Behind } else { Round::TooFew }
     }
 
-    fn ask_write(&self, view: Arc<View>, node: NodeId, entry: Entry) -> Ask {
+    fn ask_write(
+        &self,
+        view: Arc<View>,
+        node: NodeId,
+        entry: Entry,
+    ) -> impl Future<Output = (NodeId, Said)> + Send + use<> {
         let coordinator = self.clone();
-        Box::pin(async move {
+        async move {
             let version = entry.record.version;
             let outcome = coordinator.write_at(&view, node, entry).await;
             (node, said(version, outcome))
-        })
+        }
     }
 
     async fn write_at(&self, view: &View, node: NodeId, entry: Entry) -> Result<Outcome, NoAnswer> {
@@ -235,7 +236,10 @@ impl Coordinator {
     }
 
     /// Waits for the replicas that have not answered yet, and keeps what the absent ones miss.
-    fn look_after(&self, entry: Entry, mut asks: FuturesUnordered<Ask>, mut absent: Vec<NodeId>) {
+    fn look_after<A>(&self, entry: Entry, mut asks: Asks<A>, mut absent: Vec<NodeId>)
+    where
+        A: Future<Output = (NodeId, Said)> + Send + 'static,
+    {
         if asks.is_empty() && absent.is_empty() {
             return;
         }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use debros_proto::layout::partitions_of;
 use debros_proto::{Failure, NodeId, limits, v1};
 use futures::future::try_join_all;
-use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
+use super::asks::Asks;
 use super::coordinator::{Coordinator, Quorum, needed, too_few};
 use super::layouts::View;
 use super::links::NoAnswer;
@@ -162,7 +162,7 @@ impl Coordinator {
     ) -> Result<Vec<Answer>, NoAnswer> {
         let wanted = needed(list.quorum, view.readers());
         let mut order = self.reading_order(view, partition).into_iter();
-        let mut asks = FuturesUnordered::new();
+        let mut asks = Asks::new();
         for node in order.by_ref().take(wanted) {
             asks.push(self.scan_at(view, node, list, partition, share));
         }

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use debros_proto::layout::{Phase, partition_of};
 use debros_proto::{Failure, NodeId, v1};
-use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
+use super::asks::Asks;
 use super::clock::stamp_of;
 use super::coordinator::{Coordinator, Quorum, local, needed, too_few};
 use super::layouts::View;
@@ -60,7 +59,8 @@ enum Round {
     TooFew,
 }
 
-type Ask = BoxFuture<'static, (NodeId, bool, Result<v1::ReplicaReadResult, NoAnswer>)>;
+/// Who was asked, whether for the value, and what it said.
+type Answer = (NodeId, bool, Result<v1::ReplicaReadResult, NoAnswer>);
 
 impl Coordinator {
     /// The newest record of a key, also when it is a tombstone; `None` when no replica knows the key.
@@ -104,7 +104,7 @@ impl Coordinator {
     async fn read_round(&self, view: &Arc<View>, partition: u16, get: &Get) -> Round {
         let wanted = needed(get.quorum, view.readers());
         let mut order = self.reading_order(view, partition).into_iter();
-        let mut asks: FuturesUnordered<Ask> = FuturesUnordered::new();
+        let mut asks = Asks::new();
         // The value is wanted once; of the others their versions are enough.
         for (index, node) in order.by_ref().take(wanted).enumerate() {
             asks.push(self.ask_read(view.clone(), node, partition, get, get.with_value && index == 0));
@@ -143,13 +143,20 @@ impl Coordinator {
         }
     }
 
-    fn ask_read(&self, view: Arc<View>, node: NodeId, partition: u16, get: &Get, with_value: bool) -> Ask {
+    fn ask_read(
+        &self,
+        view: Arc<View>,
+        node: NodeId,
+        partition: u16,
+        get: &Get,
+        with_value: bool,
+    ) -> impl Future<Output = Answer> + Send + use<> {
         let coordinator = self.clone();
         let (namespace, key) = (get.namespace.clone(), get.key.clone());
-        Box::pin(async move {
+        async move {
             let found = coordinator.read_at(&view, node, partition, &namespace, &key, with_value).await;
             (node, with_value, found)
-        })
+        }
     }
 
     async fn read_at(
@@ -247,7 +254,7 @@ impl Coordinator {
     ) -> Result<(), Failure> {
         self.inner.metrics.read_repaired();
         let partition = entry.partition;
-        let mut asks = FuturesUnordered::new();
+        let mut asks = Asks::new();
         for node in view.writers_of(partition).into_iter().filter(|node| !holders.contains(node)) {
             asks.push(self.store_at(view.clone(), node, partition, vec![entry.clone()], collected_to, false));
         }
