@@ -1,3 +1,5 @@
+//! The store against a map of greatest versions, over restarts, layers and collections.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
