@@ -16,6 +16,9 @@ use crate::kv::tree::{Tree, leaf_of};
 /// A piece of reading; it gets the snapshot, or why there is none.
 pub(super) type ReadJob = Box<dyn FnOnce(Result<&Snapshot<'_>, StoreError>) + Send>;
 
+/// A place and the record there.
+type Stored<'s> = (&'s [u8], &'s [u8]);
+
 /// What the reader's thread owns.
 pub(super) struct Reader {
     pub(super) tables: Tables,
@@ -108,8 +111,7 @@ impl<'t> Snapshot<'t> {
     fn from<'s>(
         &'s self,
         first: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = Result<(&'s [u8], &'s [u8]), StoreError>> + use<'s, 't>, StoreError>
-    {
+    ) -> Result<impl Iterator<Item = Result<Stored<'s>, StoreError>> + use<'s, 't>, StoreError> {
         let range = (first, Bound::Unbounded);
         let mut stored = self.tables.data.range(&self.txn, &range).map_err(failed)?.peekable();
         let mut memory = self.layers.range(first).peekable();
