@@ -155,6 +155,7 @@ mod tests {
             "sql",
             "sql --quick --against etcd",
             "sql --seconds 0.5 --clients 1,8 --works insert,stale_read --json x",
+            "kv",
             "kv --against etcd,nats-kv --works put_fsync,put_relaxed,get_r1,get_r2,list_100",
         ] {
             assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
@@ -165,7 +166,7 @@ mod tests {
             "sql --against nobody",
             "sql --against nats-kv",
             "sql --works sorting",
-            "kv",
+            "kv --works sorting",
         ] {
             assert!(Line::try_parse_from(format!("bench {bad}").split(' ')).is_err(), "{bad}");
         }
