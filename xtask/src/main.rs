@@ -12,6 +12,7 @@ mod rqlite_client;
 mod server;
 mod sim;
 mod steps;
+mod storage;
 mod tidy;
 mod up;
 
