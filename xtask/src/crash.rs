@@ -1,34 +1,33 @@
-//! `cargo xtask crash`: kill -9 of a random node, over and over, while clients write. At the end every
-//! node holds every acknowledged write, once, and all nodes hold the same. This module decides what is
-//! struck down and when; [`load`] writes and keeps the books, [`check`] closes them.
+//! `cargo xtask crash`: kill -9 of a random node, over and over, while clients write SQL and storage. After each round
+//! every node gives every acknowledged put, and all come to hold the same; at the end every node holds every acknowledged
+//! row, once, and all nodes hold the same. This module decides what is struck down and when; [`load`] writes SQL and keeps
+//! the books, [`check`] closes them; [`storage`] does both for the storage.
 //!
 //! The first round kills the leader, so that the shortest run has seen an election.
 
 mod check;
 mod load;
+mod storage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use debros_sdk::{Client, Database, Parameters};
 use serde::Serialize;
-use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Layout, node_program};
 use crate::membership;
 use crate::steps::{cargo, run as run_program, step, target_folder};
 use load::{Books, Load, TABLE};
+use storage::Stored;
 
 const NODES: usize = 3;
 const APPLICATION: &str = "crash";
 /// Acknowledged writes before a strike, and after it before the node comes back.
 const WRITES_BETWEEN: u64 = 50;
-/// Writes are away for seconds at most; this is for a machine at its limit.
-const RESUMED_WITHIN: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Options of `crash`.
 #[derive(Args)]
@@ -55,6 +54,11 @@ struct Round {
     /// From its start until the killed node was ready again.
     ready_ms: u128,
     acknowledged: u64,
+    /// As `outage_ms`, of puts.
+    put_outage_ms: u128,
+    /// From when the killed node was ready until all nodes held the same.
+    equal_ms: u128,
+    acknowledged_puts: u64,
 }
 
 /// What all rounds came to.
@@ -64,6 +68,9 @@ struct Summary {
     acknowledged: u64,
     unknown: u64,
     outage_ms_max: u128,
+    acknowledged_puts: u64,
+    put_outage_ms_max: u128,
+    equal_ms_max: u128,
 }
 
 /// Builds, strikes, checks.
@@ -85,11 +92,7 @@ pub(crate) fn run(options: &CrashOptions) -> Result<()> {
         layout.folder.display()
     );
     let (rounds, summary) = tokio::runtime::Runtime::new()?.block_on(crash(layout, options.rounds))?;
-    let Summary { acknowledged, unknown, outage_ms_max, .. } = summary;
-    println!(
-        "{acknowledged} acknowledged writes, each found once on every node; {unknown} of unknown outcome"
-    );
-    println!("all nodes hold the same rows; writes were away for {outage_ms_max} ms at most");
+    tell(&summary);
     if let Some(path) = &options.json {
         let mut lines = rounds.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
         lines.push(serde_json::to_string(&summary)?);
@@ -99,69 +102,110 @@ pub(crate) fn run(options: &CrashOptions) -> Result<()> {
     Ok(())
 }
 
+fn tell(summary: &Summary) {
+    let Summary { rounds: _, acknowledged, unknown, outage_ms_max, .. } = summary;
+    println!(
+        "SQL: {acknowledged} acknowledged writes, each found once on every node; {unknown} of unknown outcome"
+    );
+    println!("SQL: all nodes hold the same rows; writes were away for {outage_ms_max} ms at most");
+    let Summary { acknowledged_puts, put_outage_ms_max, equal_ms_max, .. } = summary;
+    println!(
+        "storage: {acknowledged_puts} acknowledged puts, none lost, none failed; away for {put_outage_ms_max} ms at most"
+    );
+    println!("storage: all nodes hold the same, {equal_ms_max} ms after the killed one was ready at most");
+}
+
 async fn crash(layout: Layout, rounds: u32) -> Result<(Vec<Round>, Summary)> {
     let mut cluster = Cluster::prepare(layout)?;
     cluster.start_all().await?;
     let client = membership::client(&cluster, APPLICATION).await?;
     client.database().execute(TABLE, Parameters::default()).await.context("cannot create the table")?;
+    let mut stored = Stored::prepare(&cluster, APPLICATION).await?;
     let books = Arc::new(Books::default());
     let load = Load::start(&client, &books);
     let mut told = Vec::new();
     for round in 1..=rounds {
-        let round = strike(&mut cluster, &client, &books, round).await?;
-        let Round { round: number, killed, led, outage_ms, ready_ms, acknowledged } = &round;
-        let role = if *led { "the leader" } else { "a follower" };
-        println!(
-            "round {number:>3}/{rounds}  {killed} ({role}) killed  writes away {outage_ms:>5} ms  \
-             ready again after {ready_ms:>5} ms  {acknowledged} acknowledged"
-        );
+        let round = strike(&mut cluster, &client, &books, &mut stored, round).await?;
+        show(&round, rounds);
         told.push(round);
     }
     load.stop().await?;
     check::all(&cluster, APPLICATION, &books).await?;
     let ledger = books.ledger();
+    let most = |of: fn(&Round) -> u128| told.iter().map(of).max().unwrap_or(0);
     let summary = Summary {
         rounds,
         acknowledged: ledger.acknowledged.len() as u64,
         unknown: ledger.unknown.len() as u64,
-        outage_ms_max: told.iter().map(|round| round.outage_ms).max().unwrap_or(0),
+        outage_ms_max: most(|round| round.outage_ms),
+        acknowledged_puts: stored.pace().acknowledged(),
+        put_outage_ms_max: most(|round| round.put_outage_ms),
+        equal_ms_max: most(|round| round.equal_ms),
     };
+    stored.close().await;
     client.close().await;
     cluster.stop().await?;
     Ok((told, summary))
 }
 
-async fn strike(cluster: &mut Cluster, client: &Client, books: &Books, round: u32) -> Result<Round> {
-    more_writes(books).await?;
+fn show(round: &Round, rounds: u32) {
+    let Round { round: number, killed, led, outage_ms, ready_ms, acknowledged, .. } = round;
+    let role = if *led { "the leader" } else { "a follower" };
+    println!(
+        "round {number:>3}/{rounds}  {killed} ({role}) killed  ready again after {ready_ms:>5} ms\n  \
+         SQL      writes away {outage_ms:>5} ms  {acknowledged} acknowledged"
+    );
+    let Round { put_outage_ms, equal_ms, acknowledged_puts, .. } = round;
+    println!(
+        "  storage  puts away   {put_outage_ms:>5} ms  {acknowledged_puts} acknowledged  all nodes equal after {equal_ms} ms"
+    );
+}
+
+async fn strike(
+    cluster: &mut Cluster,
+    client: &Client,
+    books: &Books,
+    stored: &mut Stored,
+    round: u32,
+) -> Result<Round> {
+    let puts = stored.start();
+    more_writes(books, stored).await?;
     let leader = membership::leader(cluster, client).await?;
     let victim = if round == 1 { leader } else { rand::random_range(0..cluster.nodes().len()) };
     let killed = cluster.nodes()[victim].name().to_owned();
-    books.begin_round();
+    books.pace.begin_round();
+    stored.pace().begin_round();
     cluster.kill(victim).await?;
-    more_writes(books).await.with_context(|| format!("writes stay away after {killed} was killed"))?;
+    more_writes(books, stored)
+        .await
+        .with_context(|| format!("writes stay away after {killed} was killed"))?;
     let started = Instant::now();
     cluster.start(victim)?;
     cluster.ready(victim).await?;
+    let ready_ms = started.elapsed().as_millis();
+    let outage_ms = books.pace.longest_pause().as_millis();
+    let put_outage_ms = stored.pace().longest_pause().as_millis();
+    puts.stop().await?;
+    let equal = stored.check(cluster, APPLICATION).await;
+    let equal =
+        equal.with_context(|| format!("the storage is not what it should be after {killed} was back"))?;
     Ok(Round {
         round,
         killed,
         led: victim == leader,
-        outage_ms: books.longest_pause().as_millis(),
-        ready_ms: started.elapsed().as_millis(),
-        acknowledged: books.acknowledged(),
+        outage_ms,
+        ready_ms,
+        acknowledged: books.pace.acknowledged(),
+        put_outage_ms,
+        equal_ms: equal.as_millis(),
+        acknowledged_puts: stored.pace().acknowledged(),
     })
 }
 
-/// Waits until so many more writes are acknowledged.
-async fn more_writes(books: &Books) -> Result<()> {
-    let (started, wanted) = (Instant::now(), books.acknowledged() + WRITES_BETWEEN);
-    while books.acknowledged() < wanted {
-        if started.elapsed() > RESUMED_WITHIN {
-            bail!("{} of {wanted} writes are acknowledged after {RESUMED_WITHIN:?}", books.acknowledged());
-        }
-        sleep(LOOK_EVERY).await;
-    }
-    Ok(())
+/// Waits until so many more writes and puts are acknowledged.
+async fn more_writes(books: &Books, stored: &Stored) -> Result<()> {
+    books.pace.more(WRITES_BETWEEN).await.context("SQL")?;
+    stored.pace().more(WRITES_BETWEEN).await.context("the storage")
 }
 
 #[cfg(test)]
@@ -181,5 +225,6 @@ mod tests {
         assert_eq!(rounds.len(), 3);
         assert!(rounds[0].led, "the first round kills the leader");
         assert!(summary.acknowledged >= 300, "{summary:?}");
+        assert!(summary.acknowledged_puts >= 300, "{summary:?}");
     }
 }

@@ -6,12 +6,16 @@ mod ci;
 mod cluster;
 mod crash;
 mod generate;
+mod grow;
 mod membership;
 mod outage;
+mod pace;
+mod puts;
 mod rqlite_client;
 mod server;
 mod sim;
 mod steps;
+mod storage;
 mod tidy;
 mod up;
 
@@ -31,8 +35,10 @@ struct Arguments {
 enum Command {
     /// Start a cluster of three processes and show what it does, a killed leader included.
     Up(up::UpOptions),
-    /// Kill a random node again and again under write load, and check that nothing acknowledged is lost.
+    /// Kill a random node again and again under load of SQL and storage; check that nothing acknowledged is lost.
     Crash(crash::CrashOptions),
+    /// Grow a cluster from three nodes to five while clients put; check that nothing is lost, and how much moves.
+    Grow(grow::GrowOptions),
     /// Everything CI runs: fmt, tidy, gen --check, clippy, docs, test.
     Ci,
     /// All tests, with their own set-up: an rqlite client that is not ours, the demonstration, then cargo's.
@@ -57,6 +63,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up(options) => up::run(&options),
         Command::Crash(options) => crash::run(&options),
+        Command::Grow(options) => grow::run(&options),
         Command::Ci => ci::ci(),
         Command::Test => ci::test(),
         Command::Tidy => tidy::run(),

@@ -3,6 +3,7 @@
 
 mod database;
 mod leader;
+mod storage;
 mod voice;
 
 use std::path::PathBuf;
@@ -92,6 +93,7 @@ fn demonstrate(layout: Layout, once: bool, voice: Voice) -> Result<()> {
 /// The acts, in order. A later capability joins here.
 async fn play(stage: &mut Stage) -> Result<()> {
     database::play(stage).await?;
+    storage::play(stage).await?;
     leader::play(stage).await
 }
 
@@ -128,5 +130,7 @@ fn show_addresses(stage: &Stage) {
     }
     stage.voice.line(&format!("data and logs: {}", stage.folder.display()));
     let address = stage.cluster.nodes()[0].peer_address();
-    stage.voice.line(&format!("try it: cargo run -q -p debros-cli -- -b {address} -n {APPLICATION} query 'SELECT count(*) FROM notes'"));
+    let debros = format!("cargo run -q -p debros-cli -- -b {address} -n {APPLICATION}");
+    stage.voice.line(&format!("try it: {debros} query 'SELECT count(*) FROM notes'"));
+    stage.voice.line(&format!("        {debros} storage list --values"));
 }

@@ -2,13 +2,14 @@
 //! acknowledged, or its outcome is unknown, or it certainly failed and was written again.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use debros_sdk::{Client, Database, params};
 use tokio::task::JoinHandle;
+
+use crate::pace::Pace;
 
 /// No key: a write that were applied twice would show.
 pub(super) const TABLE: &str = "CREATE TABLE written (writer INTEGER NOT NULL, number INTEGER NOT NULL)";
@@ -30,32 +31,11 @@ pub(super) struct Ledger {
 #[derive(Default)]
 pub(super) struct Books {
     ledger: Mutex<Ledger>,
-    pauses: Mutex<Pauses>,
-    count: AtomicU64,
-}
-
-#[derive(Default)]
-struct Pauses {
-    last: Option<Instant>,
-    longest: Duration,
+    /// How the writes come along.
+    pub(super) pace: Pace,
 }
 
 impl Books {
-    /// How many writes are acknowledged.
-    pub(super) fn acknowledged(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// Forgets the pauses so far.
-    pub(super) fn begin_round(&self) {
-        locked(&self.pauses).longest = Duration::ZERO;
-    }
-
-    /// The longest time between two acknowledgements, of whichever writers, in this round.
-    pub(super) fn longest_pause(&self) -> Duration {
-        locked(&self.pauses).longest
-    }
-
     /// The books as they are.
     pub(super) fn ledger(&self) -> Ledger {
         locked(&self.ledger).clone()
@@ -63,11 +43,7 @@ impl Books {
 
     fn acknowledge(&self, row: Row) {
         locked(&self.ledger).acknowledged.insert(row);
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let (now, mut pauses) = (Instant::now(), locked(&self.pauses));
-        let pause = pauses.last.map_or(Duration::ZERO, |last| now - last);
-        pauses.longest = pauses.longest.max(pause);
-        pauses.last = Some(now);
+        self.pace.acknowledge();
     }
 }
 

@@ -1,5 +1,5 @@
-//! The second act: the leader is killed while writes go on. Shows how long they were away, that nothing acknowledged is
-//! lost, and that the killed node catches up when it is started again.
+//! The last act: the leader is killed while writes go on. Shows how long they were away, that nothing acknowledged is
+//! lost, that the storage goes on, and that the killed node catches up with both when it is started again.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::database::{COUNT, INSERT, LATEST};
 use super::voice::in_words;
-use super::{APPLICATION, Stage};
+use super::{APPLICATION, Stage, storage};
 use crate::{membership, outage};
 
 /// A follower applies what the leader acknowledged within a heartbeat or two.
@@ -44,7 +44,9 @@ pub(super) async fn play(stage: &mut Stage) -> Result<()> {
         "{written} writes acknowledged before and after, {written} rows found: none lost, none doubled"
     ));
     read_from_a_follower(stage, after).await?;
-    bring_back(stage, leader, after).await
+    storage::go_on_without(stage, &name).await?;
+    bring_back(stage, leader, after).await?;
+    storage::converges(stage, &name).await
 }
 
 async fn read_from_a_follower(stage: &Stage, rows: u64) -> Result<()> {
