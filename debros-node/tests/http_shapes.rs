@@ -406,7 +406,7 @@ fn health_and_status_have_stable_names() {
     assert_eq!(
         serde_json::to_value(StatusBody::from(status)).unwrap(),
         json!({"peer_id": "12D3", "node_id": 1, "cluster_id": "", "version": "", "zone": "", "uptime_seconds": 0,
-            "epoch": 0, "connected_peers": 0, "database_bytes": 0, "listen_addresses": [], "warnings": [],
+            "epoch": 0, "connected_peers": 0, "database_bytes": 0, "listen_addresses": [], "warnings": [], "storage": null,
             "groups": [{"group": 0, "name": "meta", "role": "leader", "leader": 1, "term": 0,
                 "last_log_index": 0, "applied_index": 0, "voters": [1], "learners": []}]})
     );
