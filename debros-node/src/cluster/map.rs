@@ -126,6 +126,7 @@ impl ClusterMap {
     pub fn layout(&self) -> Option<&v1::StorageLayout> {
         self.layout.as_ref()
     }
+
     /// Whether a node holds, or is to hold, a share of the storage.
     pub fn holds_storage(&self, id: NodeId) -> bool {
         let sets = self.layout.iter().flat_map(|layout| layout.current.iter().chain(&layout.next));

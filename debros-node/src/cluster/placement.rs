@@ -15,6 +15,8 @@ pub struct Liveness {
     pub lost: BTreeSet<NodeId>,
     /// Nodes that are out of reach now: never chosen, but not replaced either.
     pub unreachable: BTreeSet<NodeId>,
+    /// Nodes that have been out of reach for longer than a node that leaves waits for them.
+    pub away: BTreeSet<NodeId>,
 }
 
 /// How many voters a meta group of this many nodes has: a quorum of two nodes is worth less than
@@ -75,24 +77,37 @@ pub(super) fn repaired_replicas(
     (!replicas.is_empty() && replicas != before).then_some(replicas)
 }
 
-/// The nodes that should hold the storage; `None` while there are none. A lost node stays while the
-/// others are too few to replace it: a replica that may come back is better than none.
+/// The nodes that should hold the storage; `None` while there are none.
+///
+/// A change of the layout waits for every node that it goes to, so it goes to none that is lost, and
+/// while a node wants to leave to none that is away. But a node that is gone is no reason for a change
+/// of its own while the others are too few to replace it: a replica that may come back is better than none.
 pub(super) fn storage_set(map: &ClusterMap, liveness: &Liveness, replicas: u32) -> Option<v1::LayoutSet> {
+    let leaving = map.members().any(|node| node.state == NodeState::Leaving && map.holds_storage(node.id));
+    let gone = if leaving { &liveness.away } else { &liveness.lost };
     let offers = |services: &[String]| services.iter().any(|service| service == "storage");
     let active = || map.members().filter(|node| node.state == NodeState::Active && offers(&node.services));
-    let present = active().filter(|node| !liveness.lost.contains(&node.id)).count();
-    let too_few = present < replicas as usize;
-    let held = |id: NodeId| too_few && map.holds_storage(id);
-    let nodes: Vec<v1::LayoutNode> = active()
-        .filter(|node| !liveness.lost.contains(&node.id) || held(node.id))
-        .map(|node| v1::LayoutNode {
-            node_id: node.id.0,
-            peer_id: node.peer_id.clone(),
-            zone: node.zone.clone(),
-            weight: 1,
-        })
-        .collect();
-    (!nodes.is_empty()).then_some(v1::LayoutSet { replicas, nodes })
+    let set = |stays: &dyn Fn(NodeId) -> bool| v1::LayoutSet {
+        replicas,
+        nodes: active()
+            .filter(|node| stays(node.id))
+            .map(|node| v1::LayoutNode {
+                node_id: node.id.0,
+                peer_id: node.peer_id.clone(),
+                zone: node.zone.clone(),
+                weight: 1,
+            })
+            .collect(),
+    };
+    let present = set(&|id| !gone.contains(&id));
+    if present.nodes.len() < replicas as usize {
+        let with_held = set(&|id| !gone.contains(&id) || map.holds_storage(id));
+        let current = map.layout().and_then(|layout| layout.current.as_ref());
+        if current == Some(&with_held) {
+            return Some(with_held);
+        }
+    }
+    (!present.nodes.is_empty()).then_some(present)
 }
 
 fn candidates(map: &ClusterMap, liveness: &Liveness) -> Vec<NodeId> {
@@ -144,7 +159,7 @@ mod tests {
     use debros_proto::v1::{self, meta_command::Operation};
     use debros_proto::{DatabaseName, Namespace, NodeId};
 
-    use super::{ClusterMap, Liveness, meta_voters, new_replicas, repaired_replicas};
+    use super::{ClusterMap, Liveness, meta_voters, new_replicas, repaired_replicas, storage_set};
     use crate::cluster::map::NodeState;
 
     fn command(operation: Operation) -> v1::MetaCommand {
@@ -197,7 +212,7 @@ mod tests {
         let map = cluster(&[""; 4]);
         let away = Liveness { unreachable: ids([2]), ..Default::default() };
         assert_eq!(meta_voters(&map, &ids([1, 2, 3]), &away), ids([1, 2, 3]));
-        let lost = Liveness { unreachable: ids([2]), lost: ids([2]) };
+        let lost = Liveness { unreachable: ids([2]), lost: ids([2]), ..Default::default() };
         assert_eq!(meta_voters(&map, &ids([1, 2, 3]), &lost), ids([1, 3, 4]));
     }
 
@@ -246,7 +261,41 @@ mod tests {
         });
         map.apply(10, command(create));
         let database = map.databases().next().unwrap().clone();
-        let lost = Liveness { unreachable: ids([2]), lost: ids([2]) };
+        let lost = Liveness { unreachable: ids([2]), lost: ids([2]), ..Default::default() };
         assert_eq!(repaired_replicas(&map, &database, &lost), None);
+    }
+
+    #[test]
+    fn the_storage_goes_to_no_node_that_is_gone_and_leaves_none_without_need() {
+        let mut map = ClusterMap::default();
+        let initialise = Operation::Initialise(v1::MetaInitialise { cluster_id: vec![1; 16].into() });
+        map.apply(1, command(initialise));
+        let register = |map: &mut ClusterMap, number: u64| {
+            let node = v1::MetaRegisterNode {
+                peer_id: format!("peer-{number}"),
+                incarnation: "log".into(),
+                services: vec!["storage".into()],
+                ..Default::default()
+            };
+            map.apply(number + 1, command(Operation::RegisterNode(node)));
+        };
+        (1..=3).for_each(|number| register(&mut map, number));
+        let wanted = |map: &ClusterMap, liveness: &Liveness| -> BTreeSet<NodeId> {
+            let set = storage_set(map, liveness, 3).unwrap();
+            set.nodes.into_iter().map(|node| NodeId(node.node_id)).collect()
+        };
+        let all = storage_set(&map, &Liveness::default(), 3);
+        map.apply(5, command(Operation::ChangeLayout(v1::MetaChangeLayout { next: all, seen: 0 })));
+        let lost = Liveness { unreachable: ids([2]), away: ids([2]), lost: ids([2]) };
+        let away = Liveness { lost: ids([]), ..lost.clone() };
+        assert_eq!(wanted(&map, &lost), ids([1, 2, 3]), "nobody could take its place");
+        let mut leaves = map.clone();
+        let state = v1::MetaSetNodeState { node_id: 3, state: NodeState::Leaving as i32 };
+        leaves.apply(6, command(Operation::SetNodeState(state)));
+        assert_eq!(wanted(&leaves, &Liveness::default()), ids([1, 2]));
+        assert_eq!(wanted(&leaves, &away), ids([1]), "who is away cannot take over what leaves");
+        register(&mut map, 4);
+        assert_eq!(wanted(&map, &away), ids([1, 2, 3, 4]), "away is not lost");
+        assert_eq!(wanted(&map, &lost), ids([1, 3, 4]));
     }
 }

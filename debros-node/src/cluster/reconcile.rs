@@ -29,6 +29,9 @@ pub struct ReconcileOptions {
     pub interval: Duration,
     /// A node out of reach for longer counts as gone for good: its votes and replicas move.
     pub lost_after: Duration,
+    /// For how long the keys of a node that leaves wait for nodes out of reach, before they move
+    /// without them.
+    pub leave_waits: Duration,
     /// The storage is laid out anew once its nodes have been the same for this long: nodes that come
     /// together are one change.
     pub layout_settles_after: Duration,
@@ -41,6 +44,7 @@ impl Default for ReconcileOptions {
         Self {
             interval: Duration::from_millis(500),
             lost_after: Duration::from_secs(300),
+            leave_waits: Duration::from_secs(10),
             layout_settles_after: Duration::from_secs(2),
             storage_replicas: 3,
         }
@@ -116,8 +120,12 @@ impl Reconciler {
             }
             liveness.unreachable.insert(node.id);
             let since = *self.out_of_reach_since.entry(node.id).or_insert(now);
+            if now - since >= self.options.leave_waits {
+                liveness.away.insert(node.id);
+            }
             if now - since >= self.options.lost_after {
                 liveness.lost.insert(node.id);
+                liveness.away.insert(node.id);
             }
         }
         liveness
