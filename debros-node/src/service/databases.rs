@@ -426,8 +426,9 @@ impl Databases {
             return std::future::pending().await;
         };
         let before = replica.group().leader();
-        // A replica that lags behind the request's own knowledge says nothing about `there`.
-        if before.as_ref().is_some_and(|leader| leader.peer != Some(there)) {
+        // A replica that lags behind the request's own knowledge says nothing about `there`, and one that
+        // has never known a leader only guessed: `there` is not dead, and says itself that it does not lead.
+        if before.is_none_or(|leader| leader.peer != Some(there)) {
             return std::future::pending().await;
         }
         let elsewhere = |node| {
