@@ -71,7 +71,10 @@ impl Reconciler {
         let mut map = self.cluster.watch();
         loop {
             if self.cluster.meta().is_leader() {
-                self.step().await;
+                // A step may wait for a majority, which a node that stops will not see again.
+                if stop.run_until_cancelled(self.step()).await.is_none() {
+                    return;
+                }
             } else {
                 // A new leader starts its clocks afresh: it does not know how long others saw what.
                 self.out_of_reach_since.clear();

@@ -242,7 +242,8 @@ impl Groups {
                 continue;
             }
             let handed_over = async {
-                while group.is_leader() {
+                // Nobody takes over once a quorum no longer answers: the others are stopping, too.
+                while group.is_leader() && self::successor(&group).is_some() {
                     // A change between the look and the wait is found by the next look.
                     let _ = tokio::time::timeout(HAND_OVER_LOOK, group.changed()).await;
                 }

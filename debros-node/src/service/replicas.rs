@@ -103,7 +103,7 @@ impl Replicas {
                 let here = database.replicas.contains(&cluster.node()) || stored.contains(&database.group);
                 if here {
                     stored.insert(database.group);
-                    self.follow(&cluster, database, &mut failed, &mut pristine).await;
+                    self.follow(&cluster, database, &mut failed, &mut pristine, &stop).await;
                 }
             }
             if !settled.as_ref().is_some_and(|settled| Arc::ptr_eq(settled, &map))
@@ -136,11 +136,13 @@ impl Replicas {
         database: &map::Database,
         failed: &mut Since,
         pristine: &mut Since,
+        stop: &CancellationToken,
     ) {
         let group = database.group;
         if let Some(replica) = self.get(group) {
             if replica.group().is_running() {
-                self.tend(cluster, database, &replica, pristine).await;
+                // It may wait for a majority, which a node that stops will not see again.
+                stop.run_until_cancelled(self.tend(cluster, database, &replica, pristine)).await;
                 return;
             }
             tracing::error!(%group, "a replica has stopped and will be opened again");
