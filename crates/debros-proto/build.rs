@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "debros/v1/cluster.proto",
         "debros/v1/peering.proto",
         "debros/v1/raft.proto",
+        "debros/v1/registers.proto",
         "debros/v1/log.proto",
     ];
     println!("cargo:rerun-if-changed=proto");

@@ -33,7 +33,8 @@ use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Replicas,
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Registers, Replicas,
+    end_leases,
 };
 use crate::sql::{FailedFlush, SqlEngines};
 
@@ -392,11 +393,13 @@ impl Core {
     ) -> Servers {
         let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk]);
         let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()));
+        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+        let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
+            .add_service(rpc::registers_service(registers, metrics.clone()))
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
-        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
         Servers {
             clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
             stop_clients,
@@ -434,6 +437,7 @@ impl Core {
         tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, told));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
+        tracker.spawn(end_leases(self.replicas.clone(), stop.clone()));
         tracker.spawn(self.disk.clone().watch(settings.database_folder, self.blocking.clone(), stop.clone()));
         tracker.spawn(self.clone().heed_disks(discovery.clone()));
         tracker.spawn(self.clone().notice_strangers(discovery.clone()));

@@ -4,6 +4,7 @@
 mod cluster;
 mod database;
 mod meter;
+mod registers;
 
 use tonic::{Request, Status};
 
@@ -12,6 +13,7 @@ use crate::service::Principal;
 pub use cluster::{cluster_service, membership_service};
 pub use database::database_service;
 pub use meter::RpcMetrics;
+pub use registers::registers_service;
 
 /// Who called: the transport proved it.
 fn principal<T>(request: &Request<T>) -> Result<Principal, Status> {

@@ -1,11 +1,17 @@
 //! What every implementation of the SDK's interfaces does alike. Run it against an empty database;
 //! it panics where the implementation differs, and leaves its tables behind.
 
+mod locks;
+mod registers;
+
 use crate::database::{Database, ReadOptions};
 use crate::error::ErrorKind;
 use crate::params;
 use crate::statement::{Parameters, Statement};
 use crate::value::Value;
+
+pub use locks::locks;
+pub use registers::registers;
 
 /// Holds a [`Database`] to its contract.
 ///

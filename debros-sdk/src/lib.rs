@@ -50,8 +50,9 @@
 //!
 //! # Map
 //!
-//! [`Client`] is a cheap handle; [`Database`] and [`NetworkInfo`] are the interfaces an application
-//! should depend on; [`RemoteDatabase`] and [`RemoteNetwork`] implement them against a cluster. Inside,
+//! [`Client`] is a cheap handle; [`Database`], [`Registers`] and [`NetworkInfo`] are the interfaces an
+//! application should depend on; [`RemoteDatabase`], [`RemoteRegisters`] and [`RemoteNetwork`] implement them
+//! against a cluster; [`Lock`] and [`Election`] are built on [`Registers`]. Inside,
 //! `call` retries one operation, `writer` and `session` make writes exactly-once, `nodes` chooses whom
 //! to ask, `refresh` keeps that fresh. Nothing but `host` knows what carries the bytes: a client runs
 //! unchanged over any [`transport::Network`].
@@ -73,6 +74,7 @@ pub mod memory;
 mod network_info;
 mod nodes;
 mod refresh;
+mod registers;
 mod result;
 mod rows;
 mod rpc;
@@ -92,6 +94,10 @@ pub use database::{Consistency, Database, ReadOptions, RemoteDatabase};
 pub use error::{Error, ErrorKind};
 pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
+};
+pub use registers::{
+    Conflict, Counter, Election, Leader, Leadership, Lease, LeaseId, ListOptions, Lock, LockGuard, Observer,
+    PutOptions, Register, RegisterPage, Registers, RemoteRegisters, Watch, WatchEvent,
 };
 pub use result::{ExecuteResult, QueryResult};
 pub use schema::{ColumnInfo, SchemaInfo, TableInfo};

@@ -40,4 +40,8 @@ has_header!(
     InitialiseRequest,
     JoinRequest,
     ProposeRequest,
+    RegisterWriteRequest,
+    RegisterGetRequest,
+    RegisterListRequest,
+    RegisterWatchRequest,
 );

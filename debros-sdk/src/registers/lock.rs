@@ -1,0 +1,198 @@
+//! A lock that one holder at a time has, kept by a lease.
+//!
+//! The lock is a key that its holder has put under a lease and keeps alive; whoever waits watches the key. A
+//! holder that dies, or is cut off for longer than the lease lasts, loses the lock. Clocks differ and processes
+//! pause, so a holder may learn of its loss late: what it guards should be told the [`LockGuard::token`] with each
+//! request, and refuse one that is smaller than the greatest it has seen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{LeaseId, PutOptions, Registers, Watch, WatchEvent};
+use crate::error::{Error, ErrorKind};
+
+/// A lease is kept alive so often in its time: one or two failed attempts lose nothing.
+const SIGNS_OF_LIFE: u32 = 3;
+
+/// A lock by its key. Cheap to clone.
+#[derive(Clone)]
+pub struct Lock {
+    registers: Arc<dyn Registers>,
+    key: Arc<[u8]>,
+    ttl: Duration,
+}
+
+/// The lock is held until this is released or dropped, or until it is [lost](Self::lost).
+pub struct LockGuard {
+    token: u64,
+    lost: CancellationToken,
+    release: DropGuard,
+    keeper: JoinHandle<Result<(), Error>>,
+}
+
+impl Lock {
+    /// A lock kept in this key, lost by a holder that gives no sign of life for `ttl`: 2 seconds to 24 hours.
+    pub fn new(registers: Arc<dyn Registers>, key: impl AsRef<[u8]>, ttl: Duration) -> Self {
+        Self { registers, key: key.as_ref().into(), ttl }
+    }
+
+    /// Takes the lock if nobody has it; `holder` is what others see in the key.
+    ///
+    /// # Errors
+    /// Whatever the operations give. The lock was not taken then, or goes with its lease.
+    pub async fn try_acquire(&self, holder: &[u8]) -> Result<Option<LockGuard>, Error> {
+        if self.registers.get(&self.key).await?.is_some() {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let lease = self.registers.grant_lease(self.ttl).await?.id;
+        let taken = self.registers.compare_and_set_with(&self.key, 0, holder, PutOptions::lease(lease)).await;
+        match taken {
+            Ok(Ok(token)) => Ok(Some(self.guard(lease, token, begun))),
+            Ok(Err(_)) => {
+                self.give_up(lease).await;
+                Ok(None)
+            }
+            Err(error) => {
+                self.give_up(lease).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the lock, waiting as long as others have it.
+    ///
+    /// # Errors
+    /// As [`Self::try_acquire`].
+    pub async fn acquire(&self, holder: &[u8]) -> Result<LockGuard, Error> {
+        if let Some(guard) = self.try_acquire(holder).await? {
+            return Ok(guard);
+        }
+        // It stands before the next attempt, so no release behind that attempt is missed.
+        let mut watch = self.registers.watch(&self.key, None).await?;
+        loop {
+            if let Some(guard) = self.try_acquire(holder).await? {
+                return Ok(guard);
+            }
+            self.released(&mut watch).await?;
+        }
+    }
+
+    /// Waits until the key may be gone.
+    async fn released(&self, watch: &mut Watch) -> Result<(), Error> {
+        loop {
+            match watch.next().await {
+                Some(Ok(WatchEvent::Deleted { key, .. })) if *key == *self.key => return Ok(()),
+                Some(Ok(WatchEvent::Lagged { .. })) => return Ok(()),
+                Some(Ok(WatchEvent::Put(_) | WatchEvent::Deleted { .. })) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(Error::closed()),
+            }
+        }
+    }
+
+    /// Ends a lease that is of no use; should that fail, it ends by itself.
+    async fn give_up(&self, lease: LeaseId) {
+        if let Err(error) = self.registers.revoke_lease(lease).await {
+            tracing::debug!(%error, %lease, "a lease is left to end by itself");
+        }
+    }
+
+    pub(super) fn registers(&self) -> &Arc<dyn Registers> {
+        &self.registers
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    fn guard(&self, lease: LeaseId, token: u64, begun: Instant) -> LockGuard {
+        let (lost, released) = (CancellationToken::new(), CancellationToken::new());
+        let keeper = Keeper { registers: self.registers.clone(), lease, ttl: self.ttl };
+        let kept = keeper.run(begun, lost.clone(), released.clone());
+        // It ends soon after it is told to release the lock, or has lost it.
+        LockGuard { token, lost, release: released.drop_guard(), keeper: tokio::spawn(kept) }
+    }
+}
+
+/// What keeps a lock while it is held, and gives it back.
+struct Keeper {
+    registers: Arc<dyn Registers>,
+    lease: LeaseId,
+    ttl: Duration,
+}
+
+impl Keeper {
+    async fn run(
+        self,
+        begun: Instant,
+        lost: CancellationToken,
+        released: CancellationToken,
+    ) -> Result<(), Error> {
+        let held = lost.drop_guard();
+        tokio::select! {
+            biased;
+            () = released.cancelled() => {}
+            () = self.keep_alive(begun + self.ttl) => return Ok(()),
+        }
+        drop(held);
+        match self.registers.revoke_lease(self.lease).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            revoked => revoked.map(drop),
+        }
+    }
+
+    /// Returns when the lease is lost: when it is said to have ended, or nobody could be told of life for its
+    /// whole time, counted from before the last request that succeeded.
+    async fn keep_alive(&self, mut ends: Instant) {
+        let lease = self.lease;
+        loop {
+            sleep(self.ttl / SIGNS_OF_LIFE).await;
+            loop {
+                let asked = Instant::now();
+                match timeout_at(ends, self.registers.keep_alive(lease)).await {
+                    Ok(Ok(_)) => {
+                        ends = asked + self.ttl;
+                        break;
+                    }
+                    Ok(Err(error)) if error.is_retryable() => {
+                        tracing::debug!(%error, %lease, "a lease could not be kept alive yet");
+                    }
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+impl LockGuard {
+    /// Grows with every holder of the lock: what the lock guards refuses a smaller one than it has seen.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// Whether the lock is held, as far as is known here.
+    pub fn is_held(&self) -> bool {
+        !self.lost.is_cancelled()
+    }
+
+    /// Waits until the lock is lost.
+    pub async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Releases the lock at once. A lock that is lost already counts as released. Dropping the guard does the
+    /// same, without waiting for it.
+    ///
+    /// # Errors
+    /// When the cluster could not be told: the lock goes when its lease ends.
+    pub async fn release(self) -> Result<(), Error> {
+        let Self { release, keeper, .. } = self;
+        drop(release);
+        keeper.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+}
