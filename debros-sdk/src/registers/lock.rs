@@ -17,6 +17,9 @@ use crate::error::{Error, ErrorKind};
 
 /// A lease is kept alive so often in its time: one or two failed attempts lose nothing.
 const SIGNS_OF_LIFE: u32 = 3;
+/// A holder that could not give one counts itself out by this part of the time before the lease can end: clocks do
+/// not run equally fast, and a task is not always woken in time.
+const MARGIN: u32 = 8;
 
 /// A lock by its key. Cheap to clone.
 #[derive(Clone)]
@@ -45,21 +48,25 @@ impl Lock {
     /// # Errors
     /// Whatever the operations give. The lock was not taken then, or goes with its lease.
     pub async fn try_acquire(&self, holder: &[u8]) -> Result<Option<LockGuard>, Error> {
-        if self.registers.get(&self.key).await?.is_some() {
-            return Ok(None);
-        }
-        let begun = Instant::now();
-        let lease = self.registers.grant_lease(self.ttl).await?.id;
-        let taken = self.registers.compare_and_set_with(&self.key, 0, holder, PutOptions::lease(lease)).await;
-        match taken {
-            Ok(Ok(token)) => Ok(Some(self.guard(lease, token, begun))),
-            Ok(Err(_)) => {
-                self.give_up(lease).await;
-                Ok(None)
+        loop {
+            if self.registers.get(&self.key).await?.is_some() {
+                return Ok(None);
             }
-            Err(error) => {
-                self.give_up(lease).await;
-                Err(error)
+            let begun = Instant::now();
+            let lease = self.registers.grant_lease(self.ttl).await?.id;
+            let options = PutOptions::lease(lease);
+            match self.registers.compare_and_set_with(&self.key, 0, holder, options).await {
+                Ok(Ok(token)) => return Ok(Some(self.guard(lease, token, begun))),
+                Ok(Err(_)) => {
+                    self.give_up(lease).await;
+                    return Ok(None);
+                }
+                // The lease ended first: the cluster was out of reach for that long.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.give_up(lease).await;
+                    return Err(error);
+                }
             }
         }
     }
@@ -137,7 +144,7 @@ impl Keeper {
         tokio::select! {
             biased;
             () = released.cancelled() => {}
-            () = self.keep_alive(begun + self.ttl) => return Ok(()),
+            () = self.keep_alive(begun) => return Ok(()),
         }
         drop(held);
         match self.registers.revoke_lease(self.lease).await {
@@ -146,17 +153,18 @@ impl Keeper {
         }
     }
 
-    /// Returns when the lease is lost: when it is said to have ended, or nobody could be told of life for its
-    /// whole time, counted from before the last request that succeeded.
-    async fn keep_alive(&self, mut ends: Instant) {
-        let lease = self.lease;
+    /// Returns when the lease is lost: when it is said to have ended, or nobody could be told of life for nearly
+    /// its whole time, counted from before the last request that succeeded.
+    async fn keep_alive(&self, begun: Instant) {
+        let (lease, lasts) = (self.lease, self.ttl - self.ttl / MARGIN);
+        let mut ends = begun + lasts;
         loop {
             sleep(self.ttl / SIGNS_OF_LIFE).await;
             loop {
                 let asked = Instant::now();
                 match timeout_at(ends, self.registers.keep_alive(lease)).await {
                     Ok(Ok(_)) => {
-                        ends = asked + self.ttl;
+                        ends = asked + lasts;
                         break;
                     }
                     Ok(Err(error)) if error.is_retryable() => {
