@@ -15,7 +15,7 @@ use crate::arguments::{
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{json, parameter, shell, table};
+use crate::{json, parameter, registers, shell, table};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -28,6 +28,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Query(query) => Some(parse_parameters(query)?),
         _ => None,
     };
+    if let Command::Registers(command) = &command {
+        registers::check(command)?;
+    }
     check_names(&command)?;
     let connection = connection::establish(&global).await?;
     let outcome = match command {
@@ -46,6 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Shell(options) => shell::run(&global, &connection, &options.options).await,
         Command::Cluster(command) => cluster(&global, &connection, command).await,
         Command::Database(command) => database(&global, &connection, command).await,
+        Command::Registers(command) => registers::run(&global, &connection, command).await,
         Command::Completions { .. } => unreachable!("answered above, without a connection"),
     };
     connection.client.close().await;
@@ -70,7 +74,7 @@ pub(crate) fn print(
     }
 }
 
-fn failed(action: &str) -> impl FnOnce(Error) -> Failure + '_ {
+pub(crate) fn failed(action: &str) -> impl FnOnce(Error) -> Failure + '_ {
     move |error| Failure::operation(action, error)
 }
 

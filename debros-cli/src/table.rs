@@ -4,7 +4,10 @@
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use debros_sdk::{DatabaseInfo, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, Value};
+use debros_sdk::{
+    Conflict, DatabaseInfo, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, RegisterPage, Value,
+    WatchEvent,
+};
 
 use crate::json;
 
@@ -51,6 +54,47 @@ fn cell(value: &Value) -> String {
             format!("x'{}…' ({} bytes)", json::hex(&bytes[..BLOB_SHOWN_BYTES]), bytes.len())
         }
         Value::Blob(bytes) => format!("x'{}'", json::hex(bytes)),
+    }
+}
+
+pub(crate) fn registers(page: &RegisterPage) -> String {
+    let mut shown = table(&["key", "value", "version", "lease"]);
+    for register in &page.registers {
+        let lease = register.lease.map_or_else(String::new, |lease| lease.to_string());
+        shown.add_row([bytes(&register.key), bytes(&register.value), register.version.to_string(), lease]);
+    }
+    let count = plural(page.registers.len() as u64, "key");
+    match &page.next {
+        Some(next) => format!("{shown}\n{count}; more with --after {}", bytes(next)),
+        None => format!("{shown}\n{count}"),
+    }
+}
+
+pub(crate) fn conflict(conflict: &Conflict) -> String {
+    match (conflict.version, &conflict.value) {
+        (0, _) => "not done: there is no such key".to_owned(),
+        (version, Some(value)) => format!("not done: the key has version {version}: {}", bytes(value)),
+        (version, None) => format!("not done: the key has version {version}"),
+    }
+}
+
+pub(crate) fn watch_event(event: &WatchEvent) -> String {
+    match event {
+        WatchEvent::Put(register) => {
+            format!("{} = {} (version {})", bytes(&register.key), bytes(&register.value), register.version)
+        }
+        WatchEvent::Deleted { key, version } => format!("{} is gone (version {version})", bytes(key)),
+        WatchEvent::Lagged { revision } => {
+            format!("changes up to revision {revision} were missed: list the keys again")
+        }
+    }
+}
+
+/// Text where bytes are text.
+pub(crate) fn bytes(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => harmless(text),
+        Err(_) => cell(&Value::from(bytes)),
     }
 }
 
@@ -197,7 +241,7 @@ fn duration(duration: Duration) -> String {
 mod tests {
     use std::time::Duration;
 
-    use debros_sdk::{QueryResult, Value};
+    use debros_sdk::{Conflict, LeaseId, QueryResult, Register, RegisterPage, Value, WatchEvent};
 
     #[test]
     fn rows_are_a_table_and_changes_a_sentence() {
@@ -220,6 +264,24 @@ mod tests {
         assert_eq!(shown, golden);
         let changed = QueryResult { rows_affected: 1, last_insert_id: 7, ..QueryResult::default() };
         assert_eq!(super::query(&changed), "1 row affected, last insert id 7");
+    }
+
+    #[test]
+    fn registers_are_a_table_and_changes_a_line() {
+        let register =
+            Register { key: "a\u{1b}".into(), value: vec![0xff].into(), version: 7, lease: Some(LeaseId(3)) };
+        let page = RegisterPage { registers: vec![register.clone()], next: Some("a".into()), revision: 8 };
+        let golden = "\
+┌─────────┬───────┬─────────┬───────┐
+│ key     ┆ value ┆ version ┆ lease │
+╞═════════╪═══════╪═════════╪═══════╡
+│ a\\u{1b} ┆ x'ff' ┆ 7       ┆ 3     │
+└─────────┴───────┴─────────┴───────┘
+1 key; more with --after a";
+        assert_eq!(super::registers(&page), golden);
+        assert_eq!(super::watch_event(&WatchEvent::Put(register)), "a\\u{1b} = x'ff' (version 7)");
+        let conflict = Conflict { version: 7, value: Some("b".into()) };
+        assert_eq!(super::conflict(&conflict), "not done: the key has version 7: b");
     }
 
     #[test]

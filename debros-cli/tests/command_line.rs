@@ -27,6 +27,8 @@ fn help_is_as_it_was_reviewed() {
     for (arguments, golden) in [
         (["help", ""].as_slice(), include_str!("golden/help.txt")),
         (["help", "query"].as_slice(), include_str!("golden/help_query.txt")),
+        (["help", "registers"].as_slice(), include_str!("golden/help_registers.txt")),
+        (["help", "registers", "cas"].as_slice(), include_str!("golden/help_registers_cas.txt")),
     ] {
         let arguments: Vec<&str> =
             arguments.iter().copied().filter(|argument| !argument.is_empty()).collect();
@@ -41,7 +43,7 @@ fn help_is_as_it_was_reviewed() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
-    let cases: [&[&str]; 11] = [
+    let cases: [&[&str]; 15] = [
         &["query"],
         &["nonsense"],
         &["status", "-t", "soon"],
@@ -53,6 +55,10 @@ fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
         &["connect", "nonsense"],
         &["database", "create", "Bad Name"],
         &["query", "-d", "Bad Name", "SELECT 1"],
+        &["registers", "get", ""],
+        &["registers", "get", "x'0'"],
+        &["registers", "cas", "key", "soon", "value"],
+        &["registers", "list", "--limit", "0"],
     ];
     for arguments in cases {
         let output = debros(arguments);

@@ -22,3 +22,11 @@ pub fn database_name(text: &str) -> Result<(), Error> {
     DatabaseName::new(text)?;
     Ok(())
 }
+
+/// The key of a register: 1 to 1024 bytes.
+///
+/// # Errors
+/// `InvalidArgument` or `LimitExceeded`, with the rule that the key breaks.
+pub fn register_key(key: &[u8]) -> Result<(), Error> {
+    Ok(debros_proto::registers::check_key(key)?)
+}
