@@ -163,6 +163,7 @@ struct Core {
 
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
 struct Servers {
+    registers: Registers,
     clients: JoinHandle<()>,
     stop_clients: CancellationToken,
     peers: JoinHandle<()>,
@@ -219,6 +220,10 @@ impl Node {
     /// The service for databases.
     pub fn databases(&self) -> &Databases {
         &self.core.databases
+    }
+    /// The service for registers.
+    pub fn registers(&self) -> &Registers {
+        &self.servers.registers
     }
     /// The service for the cluster.
     pub fn cluster_service(&self) -> &ClusterService {
@@ -396,11 +401,12 @@ impl Core {
         let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
         let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
-            .add_service(rpc::registers_service(registers, metrics.clone()))
+            .add_service(rpc::registers_service(registers.clone(), metrics.clone()))
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
         Servers {
+            registers,
             clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
             stop_clients,
             peers: tokio::spawn(serve(peer_routes, peer_streams, stop_peers.clone())),

@@ -49,6 +49,8 @@ pub struct Watcher {
     newest: watch::Receiver<u64>,
     prefix: Bytes,
     after: u64,
+    /// What came before can never be told.
+    lost: bool,
 }
 
 fn lock(memory: &Shared) -> MutexGuard<'_, Memory> {
@@ -119,7 +121,12 @@ impl Changes {
     pub(super) fn watch(&self, prefix: Bytes, after: Option<u64>) -> Watcher {
         let (memory, newest) = (self.memory.clone(), self.newest.clone());
         let after = after.unwrap_or_else(|| lock(&memory).revision);
-        Watcher { memory, newest, prefix, after }
+        Watcher { memory, newest, prefix, after, lost: false }
+    }
+
+    /// A place for somebody who knows a state that never was here.
+    pub(super) fn watch_lost(&self, prefix: Bytes) -> Watcher {
+        Watcher { lost: true, ..self.watch(prefix, None) }
     }
 
     /// The log time at which the next lease is due.
@@ -138,7 +145,7 @@ impl Watcher {
     pub fn take(&mut self) -> v1::RegisterWatchResponse {
         self.newest.mark_unchanged();
         let memory = lock(&self.memory);
-        let lagged = self.after < memory.since;
+        let lagged = std::mem::take(&mut self.lost) || self.after < memory.since;
         let mut changes = Vec::new();
         if !lagged {
             let begin = memory.changes.partition_point(|change| change.version <= self.after);

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use debros_node::service::Principal;
+use debros_proto::v1;
 use debros_sdk::{
-    Database, ErrorKind, ListOptions, Lock, PutOptions, Registers, Watch, WatchEvent, conformance, params,
+    Client, Database, ErrorKind, ListOptions, Lock, PutOptions, Registers, Watch, WatchEvent, conformance,
+    params,
 };
+use futures::StreamExt;
 use tokio::time::timeout;
+use v1::register_operation::Kind;
 
 use crate::support::{Cluster, DEADLINE, eventually};
 
@@ -91,6 +96,7 @@ async fn a_node_without_a_replica_serves_registers_too() {
         without = without.or((!replicas.contains(&cluster.id(index).await)).then_some(index));
     }
     let client = cluster.client(without.expect("three replicas"), "app").await;
+    the_stream_of_another_node_is_handed_on(&cluster, without.expect("three replicas"), &first).await;
     // Its first question: it knows nobody but the node without a replica.
     let mut watch = client.registers().watch(b"key/", None).await.unwrap();
     let page = client.registers().list(b"key/", ListOptions::default()).await.unwrap();
@@ -100,6 +106,91 @@ async fn a_node_without_a_replica_serves_registers_too() {
     for client in [first, client] {
         client.close().await;
     }
+    cluster.shutdown().await;
+}
+
+async fn the_stream_of_another_node_is_handed_on(cluster: &Cluster, without: usize, client: &Client) {
+    let header = Some(v1::RequestHeader { namespace: "app".to_owned(), ..Default::default() });
+    let request = v1::RegisterWatchRequest { header, prefix: "key/".into(), after: None };
+    let mut watch = cluster.node(without).node.registers().watch(&Principal::Http, request).await.unwrap();
+    let first = timeout(DEADLINE, watch.next()).await.unwrap().unwrap().unwrap();
+    assert!(first.changes.is_empty() && !first.lagged, "{first:?}");
+    let version = client.registers().put(b"key/a", b"0").await.unwrap();
+    loop {
+        let told = timeout(DEADLINE, watch.next()).await.unwrap().unwrap().unwrap();
+        if let Some(change) = told.changes.first() {
+            assert_eq!((change.version, told.revision >= version), (version, true));
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_write_is_applied_once_and_gives_the_first_answer() {
+    let cluster = Cluster::of(3).await;
+    let header = || Some(v1::RequestHeader { namespace: "app".to_owned(), ..Default::default() });
+    let open = v1::OpenSessionRequest { header: header(), database: String::new() };
+    let session = cluster.node(0).node.databases().open_session(&Principal::Http, open).await.unwrap().id;
+    let write = |sequence: u64, kind: Kind| v1::RegisterWriteRequest {
+        header: header(),
+        operation: Some(v1::RegisterOperation { kind: Some(kind) }),
+        session: Some(v1::WriteSession { id: session, sequence, acknowledged: 1 }),
+    };
+    let increment = Kind::Increment(v1::RegisterIncrement { key: "n".into(), delta: 5 });
+    let swap = v1::RegisterPut { key: "n".into(), expected_version: Some(7), ..Default::default() };
+    let operations = [increment, Kind::Put(swap), Kind::GrantLease(v1::LeaseGrant { ttl_ms: 60_000 })];
+    for (sequence, kind) in (1..).zip(operations) {
+        let mut outcomes = Vec::new();
+        // Through the leader and through the others, which forward it.
+        for index in [0, 1, 2, 0] {
+            let registers = cluster.node(index).node.registers();
+            let answer = registers.write(&Principal::Http, write(sequence, kind.clone())).await.unwrap();
+            outcomes.push(answer.outcome.unwrap());
+        }
+        assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "{outcomes:?}");
+    }
+    let client = cluster.client(1, "app").await;
+    assert_eq!(&*client.registers().get(b"n").await.unwrap().unwrap().value, b"5");
+    client.close().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_slowly_misses_nothing_that_is_remembered_and_is_told_of_the_rest() {
+    let cluster = Cluster::of(1).await;
+    let client = cluster.client(0, "app").await;
+    let registers = client.registers();
+    let before = registers.put(b"first", b"x").await.unwrap();
+    let mut watch = registers.watch(b"slow/", None).await.unwrap();
+    // Many more messages than wait for an application.
+    let mut versions = Vec::new();
+    for number in 0..100 {
+        versions.push(registers.put(format!("slow/{number}").as_bytes(), b"x").await.unwrap());
+    }
+    for version in versions {
+        let event = timeout(DEADLINE, watch.next()).await.unwrap().unwrap().unwrap();
+        assert!(matches!(&event, WatchEvent::Put(register) if register.version == version), "{event:?}");
+    }
+    // More bytes than a node remembers.
+    for _ in 0..6 {
+        registers.put(b"large", &vec![0; 1 << 20]).await.unwrap();
+    }
+    let mut late = registers.watch(b"", Some(before)).await.unwrap();
+    let event = timeout(DEADLINE, late.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(event, WatchEvent::Lagged { revision } if revision > before), "{event:?}");
+    let version = registers.put(b"last", b"x").await.unwrap();
+    let event = timeout(DEADLINE, late.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(&event, WatchEvent::Put(register) if register.version == version), "{event:?}");
+    // The database is another one: what was known of it never was.
+    client.drop_database("default", false).await.unwrap();
+    let mut other = eventually("the new database can be watched", async || {
+        client.registers().watch(b"", Some(1 << 40)).await.map_err(|error| error.to_string())
+    })
+    .await;
+    let event = timeout(DEADLINE, other.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(event, WatchEvent::Lagged { .. }), "{event:?}");
+    assert_eq!(client.registers().get(b"first").await.unwrap(), None);
+    client.close().await;
     cluster.shutdown().await;
 }
 

@@ -13,7 +13,7 @@ const WORK: Duration = Duration::from_secs(15);
 /// Seeds of the short run.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
 /// Seeds of the short run of registers.
-const REGISTER_SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
+const REGISTER_SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
 /// Nodes of the short run.
 const NODES: usize = 30;
 

@@ -88,7 +88,11 @@ impl Database {
         deadline: Instant,
     ) -> Result<Watcher, Failure> {
         self.recover(deadline).await?;
-        Ok(self.engine.changes().watch(prefix, after))
+        let changes = self.engine.changes();
+        // A leader has whatever any replica has applied: the caller knows another database of the same name, which
+        // was dropped since.
+        let lost = self.group.is_leader() && after > Some(self.group.status().last_log_index);
+        Ok(if lost { changes.watch_lost(prefix) } else { changes.watch(prefix, after) })
     }
 
     /// Whether this replica leads and a lease is due.
