@@ -21,7 +21,7 @@ const SIGNS_OF_LIFE: u32 = 3;
 /// not run equally fast, and a task is not always woken in time.
 const MARGIN: u32 = 8;
 
-/// A lock by its key. Cheap to clone.
+/// A lock by its key. Cheap to clone. Whoever waits is served in no particular order.
 #[derive(Clone)]
 pub struct Lock {
     registers: Arc<dyn Registers>,
