@@ -15,7 +15,13 @@ pub(crate) enum Simulation {
     /// The same with clients of registers, whose histories must be linearizable, watched and locked over.
     Registers(Seeds),
     /// The same with one bug planted after the other: each must be caught.
-    Planted(Seeds),
+    Planted {
+        #[command(flatten)]
+        seeds: Seeds,
+        /// What the clients ask for: `sql` or `registers`.
+        #[arg(long, default_value = "sql")]
+        scenario: String,
+    },
     /// Many nodes that know one address, until each is a member and knows all others.
     Mesh {
         /// How many.
@@ -49,7 +55,7 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     let (name, seeds) = match simulation {
         Simulation::Sql(seeds) => ("sql", Some(seeds)),
         Simulation::Registers(seeds) => ("registers", Some(seeds)),
-        Simulation::Planted(seeds) => ("planted", Some(seeds)),
+        Simulation::Planted { seeds, .. } => ("planted", Some(seeds)),
         Simulation::Mesh { .. } => ("mesh", None),
     };
     let plants = name == "planted" || seeds.is_some_and(|seeds| seeds.planted.is_some());
@@ -60,6 +66,9 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     command.args(["--", name]);
     if let Simulation::Mesh { nodes } = simulation {
         command.args(["--nodes", &nodes.to_string()]);
+    }
+    if let Simulation::Planted { scenario, .. } = simulation {
+        command.args(["--scenario", scenario]);
     }
     if let Some(Seeds { seeds, start, secs, planted, histories }) = seeds {
         command.args(["--start", &start.to_string(), "--secs", &secs.to_string()]);

@@ -171,6 +171,13 @@ async fn who_watches_slowly_misses_nothing_that_is_remembered_and_is_told_of_the
         let event = timeout(DEADLINE, watch.next()).await.unwrap().unwrap().unwrap();
         assert!(matches!(&event, WatchEvent::Put(register) if register.version == version), "{event:?}");
     }
+    // Nobody need read what a watch has to tell before the client is closed.
+    let stranger = cluster.client(0, "stranger").await;
+    let _unread = stranger.registers().watch(b"", None).await.unwrap();
+    for _ in 0..40 {
+        stranger.registers().increment(b"n", 1).await.unwrap();
+    }
+    timeout(DEADLINE, stranger.close()).await.expect("closed in time");
     // More bytes than a node remembers.
     for _ in 0..6 {
         registers.put(b"large", &vec![0; 1 << 20]).await.unwrap();

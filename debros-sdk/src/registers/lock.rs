@@ -22,6 +22,25 @@ const SIGNS_OF_LIFE: u32 = 3;
 const MARGIN: u32 = 8;
 
 /// A lock by its key. Cheap to clone. Whoever waits is served in no particular order.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use debros_sdk::{Client, Error, Lock};
+///
+/// # async fn report(_fencing_token: u64) {}
+/// # async fn nightly(client: &Client) -> Result<(), Error> {
+/// let lock = Lock::new(Arc::new(client.registers()), "locks/nightly-report", Duration::from_secs(10));
+/// let guard = lock.acquire(b"worker-7").await?;
+/// tokio::select! {
+///     // Whoever takes the report refuses a token that is smaller than one it has seen.
+///     () = report(guard.token()) => guard.release().await?,
+///     () = guard.lost() => {}
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Lock {
     registers: Arc<dyn Registers>,

@@ -159,8 +159,9 @@ impl Source {
             () = shared.closed() => Error::closed(),
             error = self.pump(&sender) => error,
         };
-        // The application may have gone meanwhile.
-        let _ = sender.send(Err(error)).await;
+        // Never waits for the application, for which the client would wait when it is closed: where there is no
+        // room, the end of the channel says as much.
+        let _ = sender.try_send(Err(error));
     }
 
     /// Hands on what comes, over as many streams as it takes.
