@@ -8,8 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{LeaseId, PutOptions, Registers, Watch, WatchEvent};
@@ -52,6 +53,7 @@ pub struct Lock {
 pub struct LockGuard {
     token: u64,
     lost: CancellationToken,
+    ends: watch::Receiver<Instant>,
     release: DropGuard,
     keeper: JoinHandle<Result<(), Error>>,
 }
@@ -75,7 +77,11 @@ impl Lock {
             let lease = self.registers.grant_lease(self.ttl).await?.id;
             let options = PutOptions::lease(lease);
             match self.registers.compare_and_set_with(&self.key, 0, holder, options).await {
-                Ok(Ok(token)) => return Ok(Some(self.guard(lease, token, begun))),
+                Ok(Ok(token)) if Instant::now() < begun + lasts(self.ttl) => {
+                    return Ok(Some(self.guard(lease, token, begun)));
+                }
+                // The answer took so long that the lease may have ended.
+                Ok(Ok(_)) => self.give_up(lease).await,
                 Ok(Err(_)) => {
                     self.give_up(lease).await;
                     return Ok(None);
@@ -138,10 +144,11 @@ impl Lock {
 
     fn guard(&self, lease: LeaseId, token: u64, begun: Instant) -> LockGuard {
         let (lost, released) = (CancellationToken::new(), CancellationToken::new());
-        let keeper = Keeper { registers: self.registers.clone(), lease, ttl: self.ttl };
+        let (told, ends) = watch::channel(begun + lasts(self.ttl));
+        let keeper = Keeper { registers: self.registers.clone(), lease, ttl: self.ttl, ends: told };
         let kept = keeper.run(begun, lost.clone(), released.clone());
         // It ends soon after it is told to release the lock, or has lost it.
-        LockGuard { token, lost, release: released.drop_guard(), keeper: tokio::spawn(kept) }
+        LockGuard { token, lost, ends, release: released.drop_guard(), keeper: tokio::spawn(kept) }
     }
 }
 
@@ -150,6 +157,13 @@ struct Keeper {
     registers: Arc<dyn Registers>,
     lease: LeaseId,
     ttl: Duration,
+    /// When the lock counts as lost, unless the lease is kept alive before.
+    ends: watch::Sender<Instant>,
+}
+
+/// How long a lease is relied upon.
+fn lasts(ttl: Duration) -> Duration {
+    ttl - ttl / MARGIN
 }
 
 impl Keeper {
@@ -175,23 +189,21 @@ impl Keeper {
     /// Returns when the lease is lost: when it is said to have ended, or nobody could be told of life for nearly
     /// its whole time, counted from before the last request that succeeded.
     async fn keep_alive(&self, begun: Instant) {
-        let (lease, lasts) = (self.lease, self.ttl - self.ttl / MARGIN);
-        let mut ends = begun + lasts;
+        let (lease, mut alive) = (self.lease, begun);
         loop {
-            sleep(self.ttl / SIGNS_OF_LIFE).await;
-            loop {
+            let ends = alive + lasts(self.ttl);
+            self.ends.send_replace(ends);
+            sleep_until(alive + self.ttl / SIGNS_OF_LIFE).await;
+            alive = loop {
                 let asked = Instant::now();
                 match timeout_at(ends, self.registers.keep_alive(lease)).await {
-                    Ok(Ok(_)) => {
-                        ends = asked + lasts;
-                        break;
-                    }
+                    Ok(Ok(_)) => break asked,
                     Ok(Err(error)) if error.is_retryable() => {
                         tracing::debug!(%error, %lease, "a lease could not be kept alive yet");
                     }
                     Ok(Err(_)) | Err(_) => return,
                 }
-            }
+            };
         }
     }
 }
@@ -204,7 +216,8 @@ impl LockGuard {
 
     /// Whether the lock is held, as far as is known here.
     pub fn is_held(&self) -> bool {
-        !self.lost.is_cancelled()
+        // The task that would tell of the loss may not have run yet.
+        !self.lost.is_cancelled() && Instant::now() < *self.ends.borrow()
     }
 
     /// Waits until the lock is lost.
