@@ -135,6 +135,9 @@ pub(crate) enum Command {
     /// Databases of the namespace
     #[command(subcommand)]
     Database(DatabaseCommand),
+    /// Linearizable keys: read, set, compare and set, watch
+    #[command(subcommand)]
+    Registers(RegistersCommand),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example: debros completions bash > ~/.local/share/bash-completion/completions/debros"
@@ -245,6 +248,97 @@ pub(crate) enum DatabaseCommand {
     /// List the databases of the namespace
     #[command(after_help = "JSON: {\"databases\": [{\"name\", \"group\", \"replicas\", \"leader\"}]}")]
     List,
+}
+
+const KEYS_HELP: &str = "\
+Keys and values are text as it stands, or bytes in hexadecimal like x'00ff'.";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = KEYS_HELP)]
+pub(crate) enum RegistersCommand {
+    /// Print the value of a key; exit code 1 when there is none
+    #[command(
+        after_help = "JSON: {\"register\": {\"key\", \"value\", \"version\", \"lease\"}}, or null in its place"
+    )]
+    Get {
+        /// The key
+        key: String,
+    },
+    /// Set a key, whatever it was
+    #[command(after_help = "JSON: {\"version\"}")]
+    Put {
+        /// The key
+        key: String,
+        /// Its new value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Set a key if it has this version still; exit code 1 when it has another
+    #[command(
+        after_help = "JSON: {\"version\"}, or {\"conflict\": {\"version\", \"value\"}}: what there is instead\n\
+                      Example: debros registers cas jobs/7 0 taken      only if nobody has it"
+    )]
+    Cas {
+        /// The key
+        key: String,
+        /// The version it must have; 0: it must not be there
+        version: u64,
+        /// Its new value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Delete a key
+    #[command(
+        after_help = "JSON: {\"version\"}: the one it had, or null; or {\"conflict\": {\"version\", \"value\"}}"
+    )]
+    Delete {
+        /// The key
+        key: String,
+        /// Only if it has this version still; exit code 1 when it has another
+        #[arg(long = "if-version", value_name = "VERSION")]
+        version: Option<u64>,
+    },
+    /// Add to a decimal number; a key that is not there counts as 0
+    #[command(after_help = "JSON: {\"value\", \"version\"}")]
+    Increment {
+        /// The key
+        key: String,
+        /// What to add
+        #[arg(default_value_t = 1, allow_negative_numbers = true)]
+        delta: i64,
+    },
+    /// List keys in the order of their bytes
+    #[command(
+        after_help = "JSON: {\"registers\": [{\"key\", \"value\", \"version\", \"lease\"}], \"next\", \"revision\"}\n\
+                      `next` goes into --after for the next page, `revision` into `watch --after`."
+    )]
+    List {
+        /// What the keys begin with, taken literally
+        #[arg(default_value = "")]
+        prefix: String,
+        /// Keys of one page
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<u32>,
+        /// Keys behind this one
+        #[arg(long, value_name = "KEY")]
+        after: Option<String>,
+    },
+    /// Tell of changes until it is interrupted
+    #[command(
+        after_help = "JSON, one object a line: {\"event\": \"put\", \"key\", \"value\", \"version\", \"lease\"},\n\
+                      {\"event\": \"deleted\", \"key\", \"version\"}, {\"event\": \"lagged\", \"revision\"}"
+    )]
+    Watch {
+        /// What the keys begin with, taken literally
+        #[arg(default_value = "")]
+        prefix: String,
+        /// Changes after this revision; from now on unless given
+        #[arg(long, value_name = "REVISION")]
+        after: Option<u64>,
+        /// End after so many changes
+        #[arg(long, value_name = "NUMBER")]
+        count: Option<u64>,
+    },
 }
 
 /// How fresh a read has to be, as the command line names it.

@@ -16,7 +16,7 @@ use crate::arguments::{
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{json, parameter, shell, storage, table};
+use crate::{json, parameter, registers, shell, storage, table};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -31,6 +31,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Query(query) => Some(parse_parameters(query)?),
         _ => None,
     };
+    if let Command::Registers(command) = &command {
+        registers::check(command)?;
+    }
     check_names(&command)?;
     let connection = connection::establish(&global).await?;
     let outcome = match command {
@@ -49,6 +52,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Shell(options) => shell::run(&global, &connection, &options.options).await,
         Command::Cluster(command) => cluster(&global, &connection, command).await,
         Command::Database(command) => database(&global, &connection, command).await,
+        Command::Registers(command) => registers::run(&global, &connection, command).await,
         Command::Completions { .. } | Command::Storage(_) => unreachable!("answered above"),
     };
     connection.client.close().await;
@@ -81,7 +85,7 @@ pub(crate) fn print(
     }
 }
 
-fn failed(action: &str) -> impl FnOnce(Error) -> Failure + '_ {
+pub(crate) fn failed(action: &str) -> impl FnOnce(Error) -> Failure + '_ {
     move |error| Failure::operation(action, error)
 }
 

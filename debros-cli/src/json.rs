@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use debros_sdk::{
-    ConnectedNode, DatabaseInfo, Entry, Error, GroupInfo, HealthStatus, Members, NetworkStatus, PeerInfo,
-    QueryResult, StorageInfo, Value, Version,
+    Conflict, ConnectedNode, DatabaseInfo, Entry, Error, GroupInfo, HealthStatus, Members, NetworkStatus,
+    PeerInfo, QueryResult, Register, RegisterEvent, RegisterPage, StorageInfo, Value, Version,
 };
 use serde_json::{Value as Json, json};
 
@@ -199,6 +199,49 @@ pub(crate) fn entry(entry: &Entry, with_value: bool) -> Json {
     object
 }
 
+pub(crate) fn register(register: &Register) -> Json {
+    json!({
+        "key": bytes(&register.key),
+        "value": bytes(&register.value),
+        "version": register.version,
+        "lease": register.lease.map(|lease| lease.0),
+    })
+}
+
+pub(crate) fn registers(page: &RegisterPage) -> Json {
+    json!({
+        "registers": page.registers.iter().map(register).collect::<Vec<_>>(),
+        "next": page.next.as_deref().map(bytes),
+        "revision": page.revision,
+    })
+}
+
+pub(crate) fn conflict(conflict: &Conflict) -> Json {
+    json!({"conflict": {"version": conflict.version, "value": conflict.value.as_deref().map(bytes)}})
+}
+
+pub(crate) fn watch_event(event: &RegisterEvent) -> Json {
+    match event {
+        RegisterEvent::Put(put) => {
+            let mut told = register(put);
+            told["event"] = json!("put");
+            told
+        }
+        RegisterEvent::Deleted { key, version } => {
+            json!({"event": "deleted", "key": bytes(key), "version": version})
+        }
+        RegisterEvent::Lagged { revision } => json!({"event": "lagged", "revision": revision}),
+    }
+}
+
+/// Text where bytes are text.
+fn bytes(bytes: &[u8]) -> Json {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({"blob": hex(bytes)}),
+    }
+}
+
 fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -214,8 +257,9 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use debros_sdk::{
-        ConnectedNode, DatabaseInfo, Entry, Health, HealthCheck, HealthStatus, Member, MemberState, Members,
-        NetworkStatus, PeerInfo, QueryResult, StorageInfo, Value, Version,
+        Conflict, ConnectedNode, DatabaseInfo, Entry, Health, HealthCheck, HealthStatus, LeaseId, Member,
+        MemberState, Members, NetworkStatus, PeerInfo, QueryResult, Register, RegisterEvent, RegisterPage,
+        StorageInfo, Value, Version,
     };
 
     fn same(found: &serde_json::Value, golden: &str) {
@@ -334,6 +378,26 @@ mod tests {
             r#""version":"0.1.0","warnings":["degraded: under-replicated"],"zone":""}"#
         );
         same(&super::status(&status), golden);
+    }
+
+    #[test]
+    fn registers_keep_their_shape() {
+        let register =
+            Register { key: "a".into(), value: vec![0xff].into(), version: 7, lease: Some(LeaseId(3)) };
+        let golden = r#"{"key":"a","lease":3,"value":{"blob":"ff"},"version":7}"#;
+        same(&super::register(&register), golden);
+        let golden = r#"{"event":"put","key":"a","lease":3,"value":{"blob":"ff"},"version":7}"#;
+        same(&super::watch_event(&RegisterEvent::Put(register)), golden);
+        let deleted = RegisterEvent::Deleted { key: "a".into(), version: 9 };
+        same(&super::watch_event(&deleted), r#"{"event":"deleted","key":"a","version":9}"#);
+        same(
+            &super::watch_event(&RegisterEvent::Lagged { revision: 9 }),
+            r#"{"event":"lagged","revision":9}"#,
+        );
+        let page = RegisterPage { registers: vec![], next: Some("b".into()), revision: 8 };
+        same(&super::registers(&page), r#"{"next":"b","registers":[],"revision":8}"#);
+        let conflict = Conflict { version: 0, value: None };
+        same(&super::conflict(&conflict), r#"{"conflict":{"value":null,"version":0}}"#);
     }
 
     #[test]

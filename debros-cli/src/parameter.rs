@@ -60,6 +60,15 @@ pub(crate) fn parse(text: &str) -> Result<Value, BadParameter> {
     Ok(number(text).unwrap_or_else(|| Value::from(text)))
 }
 
+/// Reads a key or a value of a register: bytes in hexadecimal like `x'00ff'`, or text as it stands.
+pub(crate) fn bytes(text: &str) -> Result<Vec<u8>, BadParameter> {
+    let quoted = text.strip_prefix("x'").or_else(|| text.strip_prefix("X'"));
+    match quoted.map(|quoted| blob(text, quoted)).transpose()? {
+        Some(Value::Blob(bytes)) => Ok(bytes.to_vec()),
+        _ => Ok(text.as_bytes().to_vec()),
+    }
+}
+
 /// A number as JSON writes it. So `007` stays text, and so does what no float can hold.
 fn number(text: &str) -> Option<Value> {
     let digits = text.strip_prefix('-').unwrap_or(text);
@@ -125,6 +134,14 @@ mod tests {
         for (text, value) in cases {
             assert_eq!(parse(text).unwrap(), value, "{text}");
         }
+    }
+
+    #[test]
+    fn keys_are_text_as_it_stands_or_bytes_in_hexadecimal() {
+        assert_eq!(super::bytes("null").unwrap(), b"null");
+        assert_eq!(super::bytes("'a'").unwrap(), b"'a'");
+        assert_eq!(super::bytes("x'00Ff'").unwrap(), [0, 255]);
+        assert!(super::bytes("x'0'").is_err());
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use debros_sdk::{
-    Cursor, DatabaseInfo, Entry, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult, StorageInfo,
-    Value,
+    Conflict, Cursor, DatabaseInfo, Entry, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult,
+    RegisterEvent, RegisterPage, StorageInfo, Value,
 };
 
 use crate::json;
@@ -101,6 +101,59 @@ fn until(time: SystemTime) -> String {
     match time.duration_since(SystemTime::now()) {
         Ok(left) => format!("in {}", whole_seconds(left)),
         Err(_) => "now".to_owned(),
+    }
+}
+
+pub(crate) fn registers(page: &RegisterPage) -> String {
+    let mut shown = table(&["key", "value", "version", "lease"]);
+    for register in &page.registers {
+        let lease = register.lease.map_or_else(String::new, |lease| lease.to_string());
+        shown.add_row([
+            register_bytes(&register.key),
+            bytes(&register.value),
+            register.version.to_string(),
+            lease,
+        ]);
+    }
+    let count = plural(page.registers.len() as u64, "key");
+    match &page.next {
+        Some(next) => format!("{shown}\n{count}; more with --after {}", register_bytes(next)),
+        None => format!("{shown}\n{count}"),
+    }
+}
+
+pub(crate) fn conflict(conflict: &Conflict) -> String {
+    match (conflict.version, &conflict.value) {
+        (0, _) => "not done: there is no such key".to_owned(),
+        (version, Some(value)) => format!("not done: the key has version {version}: {}", bytes(value)),
+        (version, None) => format!("not done: the key has version {version}"),
+    }
+}
+
+pub(crate) fn watch_event(event: &RegisterEvent) -> String {
+    match event {
+        RegisterEvent::Put(register) => {
+            format!(
+                "{} = {} (version {})",
+                register_bytes(&register.key),
+                bytes(&register.value),
+                register.version
+            )
+        }
+        RegisterEvent::Deleted { key, version } => {
+            format!("{} is gone (version {version})", register_bytes(key))
+        }
+        RegisterEvent::Lagged { revision } => {
+            format!("changes up to revision {revision} were missed: list the keys again")
+        }
+    }
+}
+
+/// All of a register's key or value: text where it is text.
+pub(crate) fn register_bytes(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => harmless(text),
+        Err(_) => cell(&Value::from(bytes)),
     }
 }
 
@@ -268,7 +321,9 @@ fn duration(duration: Duration) -> String {
 mod tests {
     use std::time::Duration;
 
-    use debros_sdk::{Cursor, Entry, QueryResult, Value, Version};
+    use debros_sdk::{
+        Conflict, Cursor, Entry, LeaseId, QueryResult, Register, RegisterEvent, RegisterPage, Value, Version,
+    };
 
     #[test]
     fn stored_values_are_shown_on_one_line_and_not_too_long() {
@@ -309,6 +364,24 @@ mod tests {
         assert_eq!(shown, golden);
         let changed = QueryResult { rows_affected: 1, last_insert_id: 7, ..QueryResult::default() };
         assert_eq!(super::query(&changed), "1 row affected, last insert id 7");
+    }
+
+    #[test]
+    fn registers_are_a_table_and_changes_a_line() {
+        let register =
+            Register { key: "a\u{1b}".into(), value: vec![0xff].into(), version: 7, lease: Some(LeaseId(3)) };
+        let page = RegisterPage { registers: vec![register.clone()], next: Some("a".into()), revision: 8 };
+        let golden = "\
+┌─────────┬───────┬─────────┬───────┐
+│ key     ┆ value ┆ version ┆ lease │
+╞═════════╪═══════╪═════════╪═══════╡
+│ a\\u{1b} ┆ x'ff' ┆ 7       ┆ 3     │
+└─────────┴───────┴─────────┴───────┘
+1 key; more with --after a";
+        assert_eq!(super::registers(&page), golden);
+        assert_eq!(super::watch_event(&RegisterEvent::Put(register)), "a\\u{1b} = x'ff' (version 7)");
+        let conflict = Conflict { version: 7, value: Some("b".into()) };
+        assert_eq!(super::conflict(&conflict), "not done: the key has version 7: b");
     }
 
     #[test]

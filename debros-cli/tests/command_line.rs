@@ -29,6 +29,8 @@ fn help_is_as_it_was_reviewed() {
         (["help", "query"].as_slice(), include_str!("golden/help_query.txt")),
         (["help", "storage"].as_slice(), include_str!("golden/help_storage.txt")),
         (["help", "storage", "put"].as_slice(), include_str!("golden/help_storage_put.txt")),
+        (["help", "registers"].as_slice(), include_str!("golden/help_registers.txt")),
+        (["help", "registers", "cas"].as_slice(), include_str!("golden/help_registers_cas.txt")),
     ] {
         let arguments: Vec<&str> =
             arguments.iter().copied().filter(|argument| !argument.is_empty()).collect();
@@ -43,7 +45,7 @@ fn help_is_as_it_was_reviewed() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
-    let cases: [&[&str]; 18] = [
+    let cases: [&[&str]; 22] = [
         &["query"],
         &["nonsense"],
         &["status", "-t", "soon"],
@@ -62,6 +64,10 @@ fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
         &["storage", "delete", &"k".repeat(1025)],
         &["storage", "watch", "--resume", "***"],
         &["storage", "list", "--limit", "many"],
+        &["registers", "get", ""],
+        &["registers", "get", "x'0'"],
+        &["registers", "cas", "key", "soon", "value"],
+        &["registers", "list", "--limit", "0"],
     ];
     for arguments in cases {
         let output = debros(arguments);

@@ -32,7 +32,8 @@ use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Replicas, Storage,
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Registers, Replicas,
+    Storage, end_leases,
 };
 use crate::sql::{FailedFlush, SqlEngines};
 
@@ -172,6 +173,7 @@ struct Core {
 
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
 struct Servers {
+    registers: Registers,
     clients: JoinHandle<()>,
     stop_clients: CancellationToken,
     peers: JoinHandle<()>,
@@ -234,6 +236,11 @@ impl Node {
     /// The key-value storage's engine.
     pub fn storage_engine(&self) -> &KvSlot {
         &self.core.kv
+    }
+
+    /// The service for registers.
+    pub fn registers(&self) -> &Registers {
+        &self.servers.registers
     }
     /// The service for the cluster.
     pub fn cluster_service(&self) -> &ClusterService {
@@ -422,14 +429,17 @@ impl Core {
         });
         let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()))
             .add_service(ReplicaService::server(self.kv.clone(), is_member));
+        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
+        let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
             .add_service(rpc::storage_service(storage, metrics.clone()))
+            .add_service(rpc::registers_service(registers.clone(), metrics.clone()))
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
-        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
         Servers {
+            registers,
             clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
             stop_clients,
             peers: tokio::spawn(serve(peer_routes, peer_streams, stop_peers.clone())),
@@ -466,6 +476,7 @@ impl Core {
         tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, settings.kv, told));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
+        tracker.spawn(end_leases(self.replicas.clone(), stop.clone()));
         tracker.spawn(self.disk.clone().watch(settings.database_folder, self.blocking.clone(), stop.clone()));
         tracker.spawn(self.clone().heed_disks(discovery.clone()));
         tracker.spawn(self.clone().notice_strangers(discovery.clone()));

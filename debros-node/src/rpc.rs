@@ -4,6 +4,7 @@
 mod cluster;
 mod database;
 mod meter;
+mod registers;
 mod storage;
 
 use tonic::{Request, Status};
@@ -13,6 +14,7 @@ use crate::service::Principal;
 pub use cluster::{cluster_service, membership_service};
 pub use database::database_service;
 pub use meter::RpcMetrics;
+pub use registers::registers_service;
 pub use storage::storage_service;
 
 /// Who called: the transport proved it.

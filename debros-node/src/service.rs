@@ -7,6 +7,7 @@ mod databases;
 mod disk;
 mod health;
 mod membership;
+mod registers;
 mod replicas;
 mod storage;
 
@@ -16,5 +17,6 @@ pub use databases::Databases;
 pub use disk::DiskState;
 pub use health::Health;
 pub use membership::{ClusterSlot, Members};
+pub use registers::{Registers, Watch, end_leases};
 pub use replicas::Replicas;
 pub use storage::Storage;

@@ -39,3 +39,11 @@ pub fn storage_key(text: &str) -> Result<(), Error> {
 pub fn storage_prefix(text: &str) -> Result<(), Error> {
     checked::prefix(text)
 }
+
+/// The key of a register: 1 to 1024 bytes.
+///
+/// # Errors
+/// `InvalidArgument` or `LimitExceeded`, with the rule that the key breaks.
+pub fn register_key(key: &[u8]) -> Result<(), Error> {
+    Ok(debros_proto::registers::check_key(key)?)
+}

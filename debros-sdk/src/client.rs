@@ -15,6 +15,7 @@ use crate::cluster::Cluster;
 use crate::database::RemoteDatabase;
 use crate::error::Error;
 use crate::network_info::RemoteNetwork;
+use crate::registers::RemoteRegisters;
 use crate::rpc;
 use crate::shared::Shared;
 use crate::storage::remote::RemoteStorage;
@@ -80,6 +81,16 @@ impl Client {
         &self.shared
     }
 
+    pub(crate) fn shared_handle(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Starts background work that [`Self::close`] waits for: it must end when the client is closed, and must not
+    /// hold a client itself.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.life.tasks.spawn(work);
+    }
+
     /// The namespace this client acts in.
     pub fn namespace(&self) -> &str {
         self.shared.namespace().as_str()
@@ -97,6 +108,11 @@ impl Client {
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) when the name breaks the grammar.
     pub fn database_named(&self, name: &str) -> Result<RemoteDatabase, Error> {
         Ok(RemoteDatabase::new(self.clone(), DatabaseName::new(name)?))
+    }
+
+    /// Linearizable keys of the namespace. They need no creation.
+    pub fn registers(&self) -> RemoteRegisters {
+        RemoteRegisters::new(self.clone())
     }
 
     /// Creates a database in this client's namespace.

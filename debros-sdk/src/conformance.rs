@@ -3,12 +3,17 @@
 
 mod storage;
 
+mod locks;
+mod registers;
+
 use crate::database::{Database, ReadOptions};
 use crate::error::ErrorKind;
 use crate::params;
 use crate::statement::{Parameters, Statement};
 use crate::value::Value;
 
+pub use locks::locks;
+pub use registers::registers;
 pub use storage::storage;
 
 /// Holds a [`Database`] to its contract.

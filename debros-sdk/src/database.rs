@@ -163,7 +163,8 @@ impl RemoteDatabase {
             return_rows,
         };
         check_size(&request)?;
-        let response = shared.writer(&self.name).write(shared, request, shared.deadline(timeout)).await?;
+        let response =
+            shared.writer(&self.name).write(shared, request, shared.deadline(timeout), rpc::execute).await?;
         Ok(response.results)
     }
 }

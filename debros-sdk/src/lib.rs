@@ -59,12 +59,13 @@
 //!
 //! # Map
 //!
-//! [`Client`] is a cheap handle; [`Database`], [`Storage`] and [`NetworkInfo`] are the interfaces an
-//! application should depend on; [`RemoteDatabase`], [`RemoteStorage`] and [`RemoteNetwork`] implement them
-//! against a cluster. [`StorageExt`] adds JSON, [encryption](EncryptedStorage) and [blobs](Blobs) to any
-//! storage. Inside, `call` retries one operation, `writer` and `session` make SQL writes exactly-once,
-//! `nodes` chooses whom to ask, `storage::routes` knows which of them hold a key, `refresh` keeps that
-//! fresh. Nothing but `host` knows what carries the bytes: a client runs
+//! [`Client`] is a cheap handle; [`Database`], [`Storage`], [`Registers`] and [`NetworkInfo`] are the
+//! interfaces an application should depend on; [`RemoteDatabase`], [`RemoteStorage`], [`RemoteRegisters`]
+//! and [`RemoteNetwork`] implement them against a cluster. [`StorageExt`] adds JSON,
+//! [encryption](EncryptedStorage) and [blobs](Blobs) to any storage; [`Lock`] and [`Election`] are built on
+//! [`Registers`]. Inside, `call` retries one operation, `writer` and `session` make SQL writes
+//! exactly-once, `nodes` chooses whom to ask, `storage::routes` knows which of them hold a key, `refresh`
+//! keeps that fresh. Nothing but `host` knows what carries the bytes: a client runs
 //! unchanged over any [`transport::Network`].
 
 mod address;
@@ -84,6 +85,7 @@ pub mod memory;
 mod network_info;
 mod nodes;
 mod refresh;
+mod registers;
 mod result;
 mod rows;
 mod rpc;
@@ -105,6 +107,11 @@ pub use error::{Error, ErrorKind};
 pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,
+};
+pub use registers::{
+    Conflict, Counter, Election, Leader, Leadership, Lease, LeaseId, Lock, LockGuard, Observer, Register,
+    RegisterEvent, RegisterListOptions, RegisterPage, RegisterPutOptions, RegisterWatch, Registers,
+    RemoteRegisters,
 };
 pub use result::{ExecuteResult, QueryResult};
 pub use schema::{ColumnInfo, SchemaInfo, TableInfo};

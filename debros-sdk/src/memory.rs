@@ -20,6 +20,8 @@ use debros_sqlite::{
 };
 use tokio::time::Instant;
 
+mod registers;
+
 use crate::address;
 use crate::classify::{Access, access};
 use crate::database::{Database, ReadOptions};
@@ -29,6 +31,9 @@ use crate::result::{ExecuteResult, QueryResult};
 use crate::schema::{self, SchemaInfo};
 use crate::statement::{Parameters, Statement, too_large};
 use crate::value::Value;
+use registers::Remembered;
+
+pub use registers::MemoryRegisters;
 
 pub use storage::MemoryStorage;
 
@@ -42,6 +47,21 @@ pub struct MemoryDatabase {
 struct State {
     writer: Writer,
     index: u64,
+    remembered: Remembered,
+}
+
+impl State {
+    /// Applies one operation as the next entry.
+    fn apply(&mut self, operation: Operation) -> Result<EntryOutcome, Error> {
+        self.index += 1;
+        let index = self.index;
+        let entry = BatchEntry { index, environment: environment(), operation };
+        let batch = Batch { entries: &[entry], applied_index: index, bookkeeping: &[] };
+        let mut applied = self.writer.apply_batch(batch, &|_| Vec::new()).map_err(broken)?;
+        let applied = applied.pop().expect("one entry gives one outcome");
+        self.remembered.record(index, applied.changes);
+        Ok(applied.outcome)
+    }
 }
 
 impl MemoryDatabase {
@@ -60,7 +80,13 @@ impl MemoryDatabase {
     pub fn named(name: &str) -> Result<Self, Error> {
         let name = DatabaseName::new(name)?;
         let writer = Writer::in_memory(Options::default()).map_err(broken)?;
-        Ok(Self { name, state: Arc::new(Mutex::new(State { writer, index: 0 })) })
+        let state = State { writer, index: 0, remembered: Remembered::default() };
+        Ok(Self { name, state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// The registers that live in this database.
+    pub fn registers(&self) -> MemoryRegisters {
+        MemoryRegisters::of(self)
     }
 
     fn read(&self, statements: Vec<v1::Statement>, timeout: Duration) -> Result<Vec<QueryResult>, Error> {
@@ -82,15 +108,11 @@ impl MemoryDatabase {
         let several = statements.len() > 1;
         let operation = Operation::Write(Write { statements, transaction, return_rows, session: None });
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.index += 1;
-        let index = state.index;
-        let entry = BatchEntry { index, environment: environment(), operation };
-        let batch = Batch { entries: &[entry], applied_index: index, bookkeeping: &[] };
-        let applied = state.writer.apply_batch(batch, &|_| Vec::new()).map_err(broken)?;
+        let outcome = state.apply(operation)?;
         drop(state);
-        match applied.into_iter().next().map(|applied| applied.outcome) {
-            Some(EntryOutcome::Executed(outcomes)) => outcomes.into_iter().map(to_result).collect(),
-            Some(EntryOutcome::RolledBack { statement, error }) => {
+        match outcome {
+            EntryOutcome::Executed(outcomes) => outcomes.into_iter().map(to_result).collect(),
+            EntryOutcome::RolledBack { statement, error } => {
                 let error = Error::from_sql(to_wire(error));
                 Err(if several { error.at_statement(statement) } else { error })
             }

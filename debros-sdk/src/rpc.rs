@@ -2,16 +2,23 @@
 //! message limits, which tonic would otherwise put at 4 MiB.
 
 use debros_net::calls::CallFrames;
-use debros_proto::limits;
 use debros_proto::v1;
 use debros_proto::v1::cluster_client::ClusterClient;
 use debros_proto::v1::database_client::DatabaseClient;
+use debros_proto::v1::registers_client::RegistersClient;
 use debros_proto::v1::storage_client::StorageClient;
+use debros_proto::{ErrorCode, Failure, limits};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
 fn database(channel: Channel) -> DatabaseClient<Channel> {
     DatabaseClient::new(channel)
+        .max_encoding_message_size(limits::REQUEST_BYTES_MAX)
+        .max_decoding_message_size(limits::RESPONSE_BYTES_MAX)
+}
+
+fn registers(channel: Channel) -> RegistersClient<Channel> {
+    RegistersClient::new(channel)
         .max_encoding_message_size(limits::REQUEST_BYTES_MAX)
         .max_decoding_message_size(limits::RESPONSE_BYTES_MAX)
 }
@@ -51,6 +58,39 @@ macro_rules! calls {
             $service(channel).$method(request).await
         }
     )*};
+}
+
+pub(crate) async fn register_write(
+    channel: Channel,
+    request: v1::RegisterWriteRequest,
+) -> Result<Response<v1::RegisterWriteResponse>, Status> {
+    registers(channel).write(request).await
+}
+
+pub(crate) async fn register_get(
+    channel: Channel,
+    request: v1::RegisterGetRequest,
+) -> Result<Response<v1::RegisterGetResponse>, Status> {
+    registers(channel).get(request).await
+}
+
+pub(crate) async fn register_list(
+    channel: Channel,
+    request: v1::RegisterListRequest,
+) -> Result<Response<v1::RegisterListResponse>, Status> {
+    registers(channel).list(request).await
+}
+
+/// A watch counts as opened when its first message has come.
+pub(crate) async fn register_watch(
+    channel: Channel,
+    request: v1::RegisterWatchRequest,
+) -> Result<Response<(Streaming<v1::RegisterWatchResponse>, v1::RegisterWatchResponse)>, Status> {
+    let mut stream = registers(channel).watch(request).await?.into_inner();
+    match stream.message().await? {
+        Some(first) => Ok(Response::new((stream, first))),
+        None => Err(Failure::new(ErrorCode::Unavailable, "the watch ended before it began").into()),
+    }
 }
 
 calls! {

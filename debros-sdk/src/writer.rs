@@ -7,9 +7,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use debros_proto::{DatabaseName, ErrorCode, Failure, limits, v1};
+use debros_proto::{DatabaseName, ErrorCode, Failure, HasHeader, limits, v1};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use crate::call::{Answer, Failed, Plan, Target};
 use crate::error::{Error, ErrorKind};
@@ -28,6 +30,35 @@ pub(crate) struct Writer {
     /// Held while a session is opened, so that a burst of first writes opens one.
     opening: tokio::sync::Mutex<()>,
     room: Notify,
+}
+
+/// A request that is applied exactly once within a session.
+pub(crate) trait InSession: HasHeader + Clone + Send + Sync {
+    /// What is answered.
+    type Answer: Send;
+    /// Its place in a session.
+    fn session_mut(&mut self) -> &mut Option<v1::WriteSession>;
+    /// Who leads, where the answer says so.
+    fn leader(answer: &Self::Answer) -> Option<&v1::LeaderHint>;
+}
+
+macro_rules! in_session {
+    ($($request:ident -> $answer:ident;)*) => {$(
+        impl InSession for v1::$request {
+            type Answer = v1::$answer;
+            fn session_mut(&mut self) -> &mut Option<v1::WriteSession> {
+                &mut self.session
+            }
+            fn leader(answer: &v1::$answer) -> Option<&v1::LeaderHint> {
+                answer.leader.as_ref()
+            }
+        }
+    )*};
+}
+
+in_session! {
+    ExecuteRequest -> ExecuteResponse;
+    RegisterWriteRequest -> RegisterWriteResponse;
 }
 
 /// A write under way. Dropped before it is ended, its outcome is unknown.
@@ -58,23 +89,30 @@ impl Writer {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies the statements of `request` exactly once, or says that the outcome is unknown.
-    pub(crate) async fn write(
+    /// Applies what `request` asks for exactly once, or says that the outcome is unknown; `send` makes one
+    /// attempt.
+    pub(crate) async fn write<Q, S, F>(
         &self,
         shared: &Shared,
-        mut request: v1::ExecuteRequest,
+        mut request: Q,
         deadline: Instant,
-    ) -> Result<v1::ExecuteResponse, Error> {
+        send: S,
+    ) -> Result<Q::Answer, Error>
+    where
+        Q: InSession,
+        S: Fn(Channel, Q) -> F + Sync,
+        F: Future<Output = Result<Response<Q::Answer>, Status>> + Send,
+    {
         let plan = self.plan(deadline);
         let mut sessions_lost = 0;
         loop {
             let mut place = self.place(shared, deadline).await?;
-            request.session = Some(place.ticket.to_wire());
+            *request.session_mut() = Some(place.ticket.to_wire());
             place.ending = Ending::Unknown;
-            match shared.call(&plan, &request, rpc::execute).await {
+            match shared.call(&plan, &request, &send).await {
                 Ok(Answer { value, rough, .. }) => {
                     place.ending = Ending::Settled;
-                    shared.learn_leader(self.database.as_str(), value.leader.as_ref());
+                    shared.learn_leader(self.database.as_str(), Q::leader(&value));
                     if rough {
                         shared.ask_for_refresh();
                     }

@@ -1,8 +1,10 @@
 //! What is in memory keeps the contracts that every implementation keeps.
 #![cfg(all(feature = "memory", feature = "conformance"))]
 
-use debros_sdk::memory::{MemoryDatabase, MemoryNetwork, MemoryStorage};
-use debros_sdk::{ErrorKind, Health, NetworkInfo, conformance};
+use std::sync::Arc;
+
+use debros_sdk::memory::{MemoryDatabase, MemoryNetwork, MemoryRegisters, MemoryStorage};
+use debros_sdk::{Database, ErrorKind, Health, NetworkInfo, Registers, conformance, params};
 
 #[tokio::test]
 async fn a_database_in_memory_conforms() {
@@ -12,6 +14,25 @@ async fn a_database_in_memory_conforms() {
 #[tokio::test]
 async fn a_storage_in_memory_conforms() {
     conformance::storage(&MemoryStorage::new()).await;
+}
+
+#[tokio::test]
+async fn registers_in_memory_conform() {
+    conformance::registers(&MemoryRegisters::new().unwrap()).await;
+}
+
+#[tokio::test]
+async fn locks_over_registers_in_memory_conform() {
+    conformance::locks(Arc::new(MemoryRegisters::new().unwrap())).await;
+}
+
+#[tokio::test]
+async fn registers_live_in_their_database_out_of_reach_of_its_statements() {
+    let database = MemoryDatabase::new().unwrap();
+    database.registers().put(b"key", b"value").await.unwrap();
+    let error = database.query("SELECT * FROM _debros_register", params![]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    assert!(database.get_schema().await.unwrap().tables.is_empty());
 }
 
 #[tokio::test]

@@ -12,8 +12,16 @@ pub(crate) enum Simulation {
     /// Three nodes and clients of the SQL database, under faults: one process per seed. A failing seed
     /// prints how to repeat it and joins the corpus.
     Sql(Seeds),
+    /// The same with clients of registers, whose histories must be linearizable, watched and locked over.
+    Registers(Seeds),
     /// The same with one bug planted after the other: each must be caught.
-    Planted(Seeds),
+    Planted {
+        #[command(flatten)]
+        seeds: Seeds,
+        /// What the clients ask for: `sql` or `registers`.
+        #[arg(long, default_value = "sql")]
+        scenario: String,
+    },
     /// Many nodes that know one address, until each is a member and knows all others.
     Mesh {
         /// How many.
@@ -46,7 +54,8 @@ pub(crate) struct Seeds {
 pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     let (name, seeds) = match simulation {
         Simulation::Sql(seeds) => ("sql", Some(seeds)),
-        Simulation::Planted(seeds) => ("planted", Some(seeds)),
+        Simulation::Registers(seeds) => ("registers", Some(seeds)),
+        Simulation::Planted { seeds, .. } => ("planted", Some(seeds)),
         Simulation::Mesh { .. } => ("mesh", None),
     };
     let plants = name == "planted" || seeds.is_some_and(|seeds| seeds.planted.is_some());
@@ -57,6 +66,9 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     command.args(["--", name]);
     if let Simulation::Mesh { nodes } = simulation {
         command.args(["--nodes", &nodes.to_string()]);
+    }
+    if let Simulation::Planted { scenario, .. } = simulation {
+        command.args(["--scenario", scenario]);
     }
     if let Some(Seeds { seeds, start, secs, planted, histories }) = seeds {
         command.args(["--start", &start.to_string(), "--secs", &secs.to_string()]);

@@ -45,4 +45,8 @@ has_header!(
     InitialiseRequest,
     JoinRequest,
     ProposeRequest,
+    RegisterWriteRequest,
+    RegisterGetRequest,
+    RegisterListRequest,
+    RegisterWatchRequest,
 );

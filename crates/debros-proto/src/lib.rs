@@ -10,6 +10,7 @@ pub mod error;
 pub mod layout;
 pub mod limits;
 pub mod names;
+pub mod registers;
 
 /// The generated messages, clients and servers of package `debros.v1`.
 #[allow(missing_docs, clippy::all, unreachable_pub)]

@@ -61,6 +61,37 @@ pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Log time moves forward by at most this much per entry, so one wrong clock cannot carry it away.
 pub const LOG_TIME_STEP_MAX: Duration = Duration::from_secs(3600);
 
+/// The key of a register: it fits a page of SQLite with its neighbours.
+pub const REGISTER_KEY_BYTES_MAX: usize = 1024;
+/// The value of a register: larger things belong into a table.
+pub const REGISTER_VALUE_BYTES_MAX: usize = 1 << 20;
+/// Registers of one page of a listing.
+pub const REGISTERS_PER_PAGE_MAX: u32 = 1000;
+/// Bytes of one page of a listing, beyond which it holds one register: a listing never fills a node's memory.
+pub const REGISTER_PAGE_BYTES_MAX: usize = 4 << 20;
+/// A larger value is left out of the answer to a failed compare-and-set, so that the answer always fits what
+/// a session keeps ([`SESSION_RESULT_BYTES_MAX`]).
+pub const CONFLICT_VALUE_BYTES_MAX: usize = 32 << 10;
+/// Leases of one database: each is renewed through the log, several times in its life.
+pub const LEASES_MAX: usize = 10_000;
+/// Registers that go with one lease: they are deleted in one entry.
+pub const REGISTERS_PER_LEASE_MAX: usize = 1000;
+/// Leases that one entry ends, for the same reason; the rest goes with the next one.
+pub const LEASES_ENDED_PER_ENTRY_MAX: usize = 64;
+/// Shorter ones would end during an election.
+pub const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
+/// Longer ones are better no leases.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Changes of registers that a replica remembers for its watchers, and their bytes: a watcher that falls
+/// further behind is told so.
+pub const CHANGES_REMEMBERED_MAX: usize = 4096;
+/// See [`CHANGES_REMEMBERED_MAX`].
+pub const CHANGES_REMEMBERED_BYTES_MAX: usize = 4 << 20;
+/// Watchers served by one node: each is a stream and a task.
+pub const REGISTER_WATCHES_MAX: usize = 1024;
+/// A watch in which nothing happens gives a sign of life this often.
+pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Bytes of one frame on the Append stream.
 pub const APPEND_FRAME_BYTES_MAX: usize = LOG_ENTRY_BYTES_MAX + (1 << 20);
 /// Append frames of one group that wait at the receiver; past it the answer is a refusal.
@@ -108,7 +139,7 @@ pub const HINT_LIFE: Duration = Duration::from_secs(3 * 3600);
 /// Changes that wait for one watcher; past it the watcher is told that it lags.
 pub const WATCH_EVENTS_MAX: usize = 4096;
 /// Watches of one node at a time.
-pub const WATCHES_MAX: usize = 4096;
+pub const STORAGE_WATCHES_MAX: usize = 4096;
 
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;

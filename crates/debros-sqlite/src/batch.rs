@@ -9,11 +9,13 @@ use crate::control::Level;
 use crate::execute::{Budget, History, Manner, Progress, Ran, run_write};
 use crate::log_time::advance_log_time;
 use crate::options::{LOST_STATEMENTS_MAX, PAGE_BYTES, STEPS_MAX};
+use crate::registers::{Moment, RegisterStore};
 use crate::sessions::Admission;
 use crate::writer::{Encode, Writer};
 use crate::{
-    AppliedEntry, Batch, BatchEntry, EntryOutcome, ErrorClass, Fault, Operation, SqlError, StatementOutcome,
-    Write, content_hash, environment,
+    AppliedEntry, Batch, BatchEntry, EntryOutcome, ErrorClass, Fault, Operation, RegisterChange,
+    RegisterOperation, RegisterOutcome, RegisterRefusal, SessionWrite, SqlError, StatementOutcome, Write,
+    content_hash, environment,
 };
 
 /// Where a statement stands in a batch: entry, statement.
@@ -52,11 +54,13 @@ pub(crate) struct Attempt<'a> {
     writer: &'a mut Writer,
     losses: &'a mut Losses,
     encode: Encode<'a>,
+    /// What the current entry has changed of registers.
+    changes: Vec<RegisterChange>,
 }
 
 impl<'a> Attempt<'a> {
     pub(crate) fn new(writer: &'a mut Writer, losses: &'a mut Losses, encode: Encode<'a>) -> Self {
-        Self { writer, losses, encode }
+        Self { writer, losses, encode, changes: Vec::new() }
     }
 
     /// Applies and commits.
@@ -84,7 +88,17 @@ impl<'a> Attempt<'a> {
         );
         writer.state.log_time_ms = now_ms;
         let outcome = match operation {
-            Operation::Write(write) => return self.apply_write(place, entry, write, now_ms),
+            Operation::Write(write) => {
+                return self.in_session(write.session, now_ms, |attempt| {
+                    attempt.execute(place, entry, write, now_ms)
+                });
+            }
+            Operation::Register(write) => {
+                let moment = Moment { index: *index, now_ms };
+                return self.in_session(write.session, now_ms, |attempt| {
+                    attempt.change_registers(moment, &write.operation)
+                });
+            }
             Operation::OpenSession { lifetime_ms } => {
                 let lifetime_ms = writer.sessions.open(
                     &writer.connection,
@@ -104,27 +118,28 @@ impl<'a> Attempt<'a> {
                 EntryOutcome::ContentHash(content_hash::content_hash(&writer.connection, &writer.state)?)
             }
         };
-        Ok(AppliedEntry { outcome, encoded: None })
+        Ok(AppliedEntry { outcome, encoded: None, changes: Vec::new() })
     }
 
-    fn apply_write(
+    /// Executes a write, unless its session says that it was executed before.
+    fn in_session(
         &mut self,
-        place: usize,
-        entry: &BatchEntry,
-        write: &Write,
+        session: Option<SessionWrite>,
         now_ms: u64,
+        execute: impl FnOnce(&mut Self) -> Result<EntryOutcome, Stop>,
     ) -> Result<AppliedEntry, Stop> {
-        let Some(session) = write.session else {
-            return Ok(AppliedEntry { outcome: self.execute(place, entry, write, now_ms)?, encoded: None });
+        let Some(session) = session else {
+            let outcome = execute(self)?;
+            return Ok(AppliedEntry { outcome, encoded: None, changes: std::mem::take(&mut self.changes) });
         };
-        let unexecuted = |outcome| Ok(AppliedEntry { outcome, encoded: None });
+        let unexecuted = |outcome| Ok(AppliedEntry { outcome, encoded: None, changes: Vec::new() });
         let standing = match self.writer.sessions.admit(&self.writer.connection, session, now_ms)? {
             Admission::Fresh(standing) => standing,
             Admission::Repeated(bytes) => return unexecuted(EntryOutcome::Repeated(bytes)),
             Admission::Expired => return unexecuted(EntryOutcome::SessionExpired),
             Admission::Forgotten => return unexecuted(EntryOutcome::ResultForgotten),
         };
-        let outcome = self.execute(place, entry, write, now_ms)?;
+        let outcome = execute(self)?;
         let encoded = (self.encode)(&outcome);
         // Over the database's limit only the fact is kept, so that results cannot fill the room
         // that is left for it.
@@ -132,7 +147,38 @@ impl<'a> Attempt<'a> {
         let writer = &mut *self.writer;
         let kept = fits.then_some(encoded.as_slice());
         writer.sessions.keep(&writer.connection, session, standing, kept, now_ms, &writer.options)?;
-        Ok(AppliedEntry { outcome, encoded: Some(encoded) })
+        let changes = std::mem::take(&mut self.changes);
+        Ok(AppliedEntry { outcome, encoded: Some(encoded), changes })
+    }
+
+    /// Changes registers, unless the database would outgrow its limit.
+    fn change_registers(
+        &mut self,
+        moment: Moment,
+        operation: &RegisterOperation,
+    ) -> Result<EntryOutcome, Stop> {
+        if self.writer.registers.is_none() {
+            self.writer.registers = Some(RegisterStore::create(&self.writer.connection)?);
+            // What was compiled before would compile itself again while its steps are counted.
+            self.writer.connection.cache.clear();
+        }
+        let pages_before = self.pages_near_limit()?;
+        self.savepoint(Level::Statement)?;
+        let writer = &mut *self.writer;
+        let registers = writer.registers.as_mut().expect("made above");
+        let outcome =
+            registers.apply(&writer.connection, moment, operation, &writer.options, &mut self.changes)?;
+        if operation.grows() && self.outgrew(pages_before)? {
+            self.writer.control.undo(&self.writer.connection, Level::Statement)?;
+            self.changes.clear();
+            let writer = &mut *self.writer;
+            writer.registers.as_mut().expect("made above").forget();
+            let max_bytes = writer.state.max_bytes;
+            let refusal = RegisterRefusal::DatabaseFull { max_bytes };
+            return Ok(EntryOutcome::Register(RegisterOutcome::Refused(refusal)));
+        }
+        self.release(Level::Statement)?;
+        Ok(EntryOutcome::Register(outcome))
     }
 
     fn is_over_limit(&mut self) -> Result<bool, Fault> {
@@ -307,16 +353,21 @@ impl<'a> Attempt<'a> {
         pages_before: Option<u64>,
         outcome: StatementOutcome,
     ) -> Result<StatementOutcome, Fault> {
-        let max = self.writer.state.max_bytes;
-        let Some(pages) = self.pages_near_limit()? else { return Ok(outcome) };
-        let grew = pages_before.is_none_or(|before| pages > before);
-        if grew && pages * PAGE_BYTES > max {
-            return Ok(StatementOutcome::Error(SqlError::ours(
-                ErrorClass::LimitExceeded,
-                format!("the database has reached its limit of {max} bytes; delete rows or raise the limit"),
-            )));
+        if !self.outgrew(pages_before)? {
+            return Ok(outcome);
         }
-        Ok(outcome)
+        let max = self.writer.state.max_bytes;
+        Ok(StatementOutcome::Error(SqlError::ours(
+            ErrorClass::LimitExceeded,
+            format!("the database has reached its limit of {max} bytes; delete rows or raise the limit"),
+        )))
+    }
+
+    /// Whether the file has grown since, and beyond the database's limit.
+    fn outgrew(&mut self, pages_before: Option<u64>) -> Result<bool, Fault> {
+        let Some(pages) = self.pages_near_limit()? else { return Ok(false) };
+        let grew = pages_before.is_none_or(|before| pages > before);
+        Ok(grew && pages * PAGE_BYTES > self.writer.state.max_bytes)
     }
 
     fn savepoint(&mut self, level: Level) -> Result<(), Fault> {

@@ -199,12 +199,35 @@ impl Connection {
         self.run_raw(prepared, values, row).map_err(|error| internal_fault(during, error))
     }
 
+    /// As [`Self::run_internal`], until `row` has seen enough and says `false`.
+    pub(crate) fn run_while(
+        &self,
+        during: &'static str,
+        prepared: &mut Prepared,
+        values: &[Value],
+        row: impl FnMut(&Prepared) -> bool,
+    ) -> Result<(), Fault> {
+        self.run_raw_while(prepared, values, row).map_err(|error| internal_fault(during, error))
+    }
+
     /// As [`Self::run_internal`], for callers that judge failures themselves.
     pub(crate) fn run_raw(
         &self,
         prepared: &mut Prepared,
         values: &[Value],
         mut row: impl FnMut(&Prepared),
+    ) -> Result<(), RawError> {
+        self.run_raw_while(prepared, values, |prepared| {
+            row(prepared);
+            true
+        })
+    }
+
+    fn run_raw_while(
+        &self,
+        prepared: &mut Prepared,
+        values: &[Value],
+        mut row: impl FnMut(&Prepared) -> bool,
     ) -> Result<(), RawError> {
         self.gate.switch(Mode::Internal);
         let ran = (|| {
@@ -214,9 +237,7 @@ impl Connection {
                     BindError::Mismatch(message) => RawError { code: ffi::SQLITE_RANGE, message },
                 })?;
             }
-            while prepared.step()? {
-                row(prepared);
-            }
+            while prepared.step()? && row(prepared) {}
             Ok(())
         })();
         prepared.reset();

@@ -1,6 +1,6 @@
 //! Entries of a replicated log as this crate sees them, and what applying them gives.
 
-use crate::{SqlError, Statement, StatementOutcome};
+use crate::{RegisterChange, RegisterOutcome, RegisterWrite, SqlError, Statement, StatementOutcome};
 
 /// What an entry may see of the world: the same on every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Write {
 pub enum Operation {
     /// Apply statements.
     Write(Write),
+    /// Change registers or their leases.
+    Register(RegisterWrite),
     /// Open a write session; its id is the entry's log index.
     OpenSession {
         /// How long it outlives its last write, in log time; 0 or more than
@@ -82,6 +84,8 @@ pub enum EntryOutcome {
         /// Why.
         error: SqlError,
     },
+    /// What an operation on registers gave.
+    Register(RegisterOutcome),
     /// This sequence was applied before; nothing was executed now.
     Repeated(
         /// The bytes kept of the first outcome; `None` when they were too large to keep.
@@ -114,6 +118,8 @@ pub struct AppliedEntry {
     /// The outcome as the caller encoded it for the session; `None` without a session, or when
     /// nothing was executed.
     pub encoded: Option<Vec<u8>>,
+    /// The registers that it changed, in the order of their keys where there are several.
+    pub changes: Vec<RegisterChange>,
 }
 
 /// A run of entries applied in one transaction.

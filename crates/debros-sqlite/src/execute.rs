@@ -296,7 +296,8 @@ fn check_schema(connection: &Connection, facts: Facts) -> Option<Ran> {
         let mut reserved = connection.internal(
             during,
             "SELECT 1 FROM sqlite_schema WHERE (sql LIKE '%\\_debros\\_%' ESCAPE '\\' OR name LIKE '\\_debros\\_%' ESCAPE '\\') \
-             AND tbl_name NOT IN ('_debros_state', '_debros_session', '_debros_result') LIMIT 1",
+             AND tbl_name NOT IN ('_debros_state', '_debros_session', '_debros_result', '_debros_register', '_debros_lease') \
+             LIMIT 1",
         )?;
         let mut found = false;
         connection.run_internal(during, &mut reserved, &[], |_| found = true)?;

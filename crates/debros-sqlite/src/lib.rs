@@ -49,6 +49,7 @@ mod log_time;
 mod options;
 mod prepared;
 mod reader;
+mod registers;
 mod sandbox;
 mod sessions;
 mod snapshot;
@@ -65,6 +66,10 @@ pub use generations::{Generations, Incoming};
 pub use log_time::advance_log_time;
 pub use options::Options;
 pub use reader::{PoolError, PooledReader, ReadOutcome, Reader, ReaderPool};
+pub use registers::{
+    Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterPage, RegisterQuery,
+    RegisterRefusal, RegisterWrite,
+};
 pub use snapshot::{SnapshotInfo, inspect_snapshot};
 pub use value::{Parameters, Rows, Statement, StatementOutcome, Value};
 pub use writer::{Encode, Writer};

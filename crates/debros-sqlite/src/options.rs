@@ -38,6 +38,14 @@ pub struct Options {
     pub session_result_bytes_max: usize,
     /// The longest life of an idle session. Decides outcomes.
     pub session_lifetime_max_ms: u64,
+    /// Leases alive at a time. Decides outcomes.
+    pub leases_max: usize,
+    /// Registers that go with one lease. Decides outcomes.
+    pub registers_per_lease_max: usize,
+    /// Leases that one entry ends. Decides outcomes.
+    pub leases_ended_per_entry_max: usize,
+    /// A larger value is no part of a conflict. Decides outcomes.
+    pub conflict_value_bytes_max: usize,
     /// Prepared statements kept per connection: the working set of one application.
     pub statement_cache: usize,
     /// Memory for pages per connection.
@@ -57,6 +65,10 @@ impl Default for Options {
             session_results_max: 256,
             session_result_bytes_max: 64 << 10,
             session_lifetime_max_ms: 24 * 3_600_000,
+            leases_max: 10_000,
+            registers_per_lease_max: 1000,
+            leases_ended_per_entry_max: 64,
+            conflict_value_bytes_max: 32 << 10,
             statement_cache: 256,
             page_cache_bytes: 16 << 20,
         }

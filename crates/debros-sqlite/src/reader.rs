@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::connection::{Connection, Place};
 use crate::execute::{Ran, run_read};
+use crate::registers::RegisterReads;
 use crate::snapshot::{self, SnapshotInfo};
 use crate::{
-    EntryEnvironment, Fault, Options, Statement, StatementOutcome, content_hash, environment, state,
+    EntryEnvironment, Fault, Options, Register, RegisterPage, RegisterQuery, Statement, StatementOutcome,
+    content_hash, environment, state,
 };
 
 /// What a read gave.
@@ -26,6 +28,8 @@ pub struct ReadOutcome {
 /// A connection that only reads.
 #[derive(Debug)]
 pub struct Reader {
+    // Its statements are finalised before the connection closes: the order of fields matters.
+    registers: Option<RegisterReads>,
     connection: Connection,
     options: Options,
 }
@@ -47,7 +51,7 @@ impl Reader {
         // A reader that closes last must not write, so the log is left to the writer.
         connection.keep_wal_on_close()?;
         connection.internal_batch("making the connection read-only", "PRAGMA query_only = ON")?;
-        Ok(Self { connection, options })
+        Ok(Self { registers: None, connection, options })
     }
 
     /// Runs statements that read, all on the same state of the database.
@@ -80,6 +84,36 @@ impl Reader {
         let applied_index = applied?.0.applied_index;
         ended?;
         Ok(ReadOutcome { outcomes, applied_index })
+    }
+
+    /// Reads a register.
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn get_register(&mut self, key: &[u8]) -> Result<Option<Register>, Fault> {
+        match self.registers()? {
+            Some((registers, connection)) => registers.get(connection, key),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads registers, all on the same state of the database.
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn list_registers(&mut self, query: &RegisterQuery) -> Result<RegisterPage, Fault> {
+        match self.registers()? {
+            Some((registers, connection)) => registers.list(connection, query),
+            None => Ok(RegisterPage::default()),
+        }
+    }
+
+    /// `None` while the database has no registers.
+    fn registers(&mut self) -> Result<Option<(&mut RegisterReads, &Connection)>, Fault> {
+        if self.registers.is_none() {
+            self.registers = RegisterReads::find(&self.connection)?;
+        }
+        Ok(self.registers.as_mut().map(|registers| (registers, &self.connection)))
     }
 
     /// The log index up to which the database is applied, as committed.

@@ -16,11 +16,13 @@ use crate::control::Control;
 use crate::execute::run_read;
 use crate::growth::Growth;
 use crate::prepared::StatementCache;
+use crate::registers::RegisterStore;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
 use crate::{
-    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Options, SnapshotInfo, Statement,
-    StatementOutcome, content_hash, environment, execute, options, snapshot,
+    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Options, Register, RegisterPage,
+    RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash, environment, execute, options,
+    snapshot,
 };
 
 /// The write-ahead log's file shrinks to this after it was checkpointed.
@@ -35,6 +37,8 @@ pub struct Writer {
     // Statements are finalised before their connection closes: the order of fields matters.
     pub(crate) control: Control,
     pub(crate) sessions: Sessions,
+    /// `None` until the first entry about registers.
+    pub(crate) registers: Option<RegisterStore>,
     pub(crate) state_writer: StateWriter,
     /// Statements compiled under the rules for reads, which are wider than those for writes.
     read_cache: StatementCache,
@@ -86,12 +90,14 @@ impl Writer {
         let mut control = Control::new(&connection)?;
         let virtual_tables = control.has_virtual_tables(&connection)?;
         let sessions = Sessions::new(&connection)?;
+        let registers = RegisterStore::find(&connection)?;
         let state_writer = StateWriter::new(&connection)?;
         connection.watch_steps();
         let read_cache = StatementCache::new(options.statement_cache);
         let writer = Self {
             control,
             sessions,
+            registers,
             state_writer,
             read_cache,
             connection,
@@ -178,6 +184,8 @@ impl Writer {
             self.control.rollback(&self.connection)?;
         }
         self.virtual_tables = self.control.has_virtual_tables(&self.connection)?;
+        // The tables may have been made in this very transaction.
+        self.registers = RegisterStore::find(&self.connection)?;
         self.limit_pages()
     }
 
@@ -219,6 +227,39 @@ impl Writer {
         std::mem::swap(&mut self.connection.cache, &mut self.read_cache);
         self.connection.watch_steps();
         outcomes
+    }
+
+    /// Reads a register on the writer's own connection, as [`Self::query`].
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn get_register(&mut self, key: &[u8]) -> Result<Option<Register>, Fault> {
+        match &mut self.registers {
+            Some(registers) => registers.reads().get(&self.connection, key),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads registers on the writer's own connection, as [`Self::query`].
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn list_registers(&mut self, query: &RegisterQuery) -> Result<RegisterPage, Fault> {
+        match &mut self.registers {
+            Some(registers) => registers.reads().list(&self.connection, query),
+            None => Ok(RegisterPage::default()),
+        }
+    }
+
+    /// The log time at which the next lease is due; `None` while there is none.
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn next_lease_due_ms(&mut self) -> Result<Option<u64>, Fault> {
+        match &mut self.registers {
+            Some(registers) => registers.next_due_ms(&self.connection),
+            None => Ok(None),
+        }
     }
 
     /// The hash of everything replicas agree on.

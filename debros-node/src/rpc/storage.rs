@@ -63,9 +63,9 @@ impl v1::storage_server::Storage for Service {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let namespace = namespace(&request);
-        let watching = async { self.storage.watch(&principal, request) };
-        let watching = self.metrics.measure("WatchStorage", &namespace, watching).await?.into_inner();
-        Ok(Response::new(watching.into_events().map(Ok).boxed()))
+        let events = async { self.storage.watch(&principal, request) };
+        let events = self.metrics.measure("WatchStorage", &namespace, events).await?.into_inner();
+        Ok(Response::new(events.map(Ok).boxed()))
     }
 
     async fn layout(

@@ -37,7 +37,7 @@ pub struct Databases {
 }
 
 /// Where an attempt goes.
-enum Target {
+pub(super) enum Target {
     Here(sql::Database),
     There(PeerId),
 }
@@ -329,7 +329,11 @@ impl Databases {
     }
 
     /// The database of a request; a namespace's default one is created at its first use.
-    async fn database(&self, authorised: &Authorised, name: &str) -> Result<map::Database, Failure> {
+    pub(super) async fn database(
+        &self,
+        authorised: &Authorised,
+        name: &str,
+    ) -> Result<map::Database, Failure> {
         let name = DatabaseName::or_default(name).map_err(|error| Failure::invalid(error.to_string()))?;
         let cluster = self.cluster.get()?;
         if let Some(database) = cluster.map().database(&authorised.namespace, &name) {
@@ -357,7 +361,7 @@ impl Databases {
 
     /// Runs an attempt where the leader is, again and again until it answers or time is up. Attempts
     /// that may have been applied are repeated only where the request is `repeatable`.
-    async fn at_leader<T, Attempt>(
+    pub(super) async fn at_leader<T, Attempt>(
         &self,
         database: &map::Database,
         authorised: &Authorised,
@@ -470,7 +474,7 @@ impl Databases {
     }
 
     /// The peers with a replica, those that are connected first, without this node.
-    fn replica_peers(&self, database: &map::Database) -> Result<Vec<PeerId>, Failure> {
+    pub(super) fn replica_peers(&self, database: &map::Database) -> Result<Vec<PeerId>, Failure> {
         let cluster = self.cluster.get()?;
         let network = self.channels.network();
         let mut peers: Vec<PeerId> = database
@@ -509,15 +513,30 @@ impl Databases {
         failure
     }
 
+    /// Refuses writes while a replica's disk is full.
+    pub(super) fn check_disk(&self) -> Result<(), Failure> {
+        self.disk.check()
+    }
+
+    /// This node's replica of a database.
+    pub(super) fn replica(&self, database: &map::Database) -> Option<sql::Database> {
+        self.replicas.get(database.group)
+    }
+
+    /// The channel to another node.
+    pub(super) fn channel(&self, peer: PeerId, lane: Lane) -> Channel {
+        self.channels.get(peer, lane)
+    }
+
     fn client(&self, peer: PeerId) -> DatabaseClient<Channel> {
-        DatabaseClient::new(self.channels.get(peer, Lane::Client))
+        DatabaseClient::new(self.channel(peer, Lane::Client))
             .max_decoding_message_size(limits::RESPONSE_BYTES_MAX)
             .max_encoding_message_size(limits::LOG_ENTRY_BYTES_MAX)
     }
 
     /// The header for the next node: one hop more, the time that is left, and this node's epoch, so
     /// that a node with an older map waits for the one in which the database exists.
-    fn forward_header(&self, request: &mut impl HasHeader, authorised: &Authorised) {
+    pub(super) fn forward_header(&self, request: &mut impl HasHeader, authorised: &Authorised) {
         let left = authorised.deadline.saturating_duration_since(Instant::now());
         let epoch = self.cluster.get().map_or(0, |cluster| cluster.map().epoch().0);
         if let Some(header) = request.header_mut() {
@@ -536,7 +555,7 @@ fn abandoned(repeatable: bool) -> Failure {
 }
 
 /// A call to another node. One that never reached it has certainly had no effect.
-async fn forwarded<T>(
+pub(super) async fn forwarded<T>(
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Failure> {
     call.await.map(tonic::Response::into_inner).map_err(|status| match open_error(&status) {

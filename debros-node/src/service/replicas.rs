@@ -85,6 +85,12 @@ impl Replicas {
         self.open.read().expect("not poisoned").values().cloned().collect()
     }
 
+    /// The replicas of which this holds.
+    pub fn matching(&self, holds: impl Fn(&sql::Database) -> bool) -> Vec<sql::Database> {
+        let open = self.open.read().expect("not poisoned");
+        open.values().filter(|replica| holds(replica)).cloned().collect()
+    }
+
     /// Follows the map until the token is cancelled.
     pub async fn run(self, cluster: ClusterSlot, stop: CancellationToken) {
         let cluster = tokio::select! {

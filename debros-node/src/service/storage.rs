@@ -1,27 +1,31 @@
 //! Requests for the key-value storage: authorised, checked against every limit, and handed to the engine,
 //! which any node can ask on behalf of a client.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use debros_proto::{ErrorCode, Failure, HasHeader, limits, v1};
+use futures::{Stream, StreamExt};
+use tokio::sync::Semaphore;
 use v1::storage_request::Operation;
 use v1::storage_response::Result as Outcome;
 
 use super::authorise::{Action, Authorised, Principal, authorise};
 use super::disk::DiskState;
-use crate::kv::{Get, Kv, KvSlot, List, Page, Quorum, Record, Watch, Watching, Write};
+use crate::kv::{Get, Kv, KvSlot, List, Page, Quorum, Record, Watch, Write};
 
 /// The service for key-value storage.
 #[derive(Clone)]
 pub struct Storage {
     kv: KvSlot,
     disk: DiskState,
+    watches: Arc<Semaphore>,
 }
 
 impl Storage {
     /// A service over this node's engine.
     pub fn new(kv: KvSlot, disk: DiskState) -> Self {
-        Self { kv, disk }
+        Self { kv, disk, watches: Arc::new(Semaphore::new(limits::STORAGE_WATCHES_MAX)) }
     }
 
     /// Carries out one request.
@@ -98,12 +102,12 @@ impl Storage {
     /// Changes of the keys with a prefix.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` for a resume token that is none.
+    /// `INVALID_ARGUMENT` for a resume token that is none, `BUSY` past [`limits::STORAGE_WATCHES_MAX`].
     pub fn watch(
         &self,
         principal: &Principal,
         request: v1::WatchStorageRequest,
-    ) -> Result<Watching, Failure> {
+    ) -> Result<impl Stream<Item = v1::StorageEvents> + Send + use<>, Failure> {
         let authorised = authorise(principal, Action::Read, request.header())?;
         let v1::WatchStorageRequest { header: _, prefix, resume } = request;
         check_prefix(&prefix)?;
@@ -116,7 +120,19 @@ impl Storage {
                 Some(u64::from_be_bytes(token))
             }
         };
-        self.kv.get()?.watch(Watch { namespace: authorised.namespace.as_str().to_owned(), prefix, resume })
+        let permit = self.watches.clone().try_acquire_owned().map_err(|_| {
+            let message = format!(
+                "this node serves STORAGE_WATCHES_MAX, {}, watches: ask another",
+                limits::STORAGE_WATCHES_MAX
+            );
+            Failure::new(ErrorCode::Busy, message).with_retry_after(limits::WATCH_PROGRESS_INTERVAL)
+        })?;
+        let watch = Watch { namespace: authorised.namespace.as_str().to_owned(), prefix, resume };
+        let events = self.kv.get()?.watch(watch)?.into_events();
+        Ok(events.inspect(move |_| {
+            // Given back when whoever watches has gone.
+            let _held = &permit;
+        }))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use debros_proto::{ErrorCode, v1};
 use debros_sqlite::{
-    BatchEntry, EntryEnvironment, EntryOutcome, ErrorClass, Operation, Parameters, Rows, SessionWrite,
-    SqlError, Statement, StatementOutcome, Value, Write,
+    BatchEntry, EntryEnvironment, EntryOutcome, ErrorClass, Operation, Parameters, RegisterWrite, Rows,
+    SessionWrite, SqlError, Statement, StatementOutcome, Value, Write,
 };
 use prost::Message;
 
+use super::registers;
 use crate::planted::{Bug, is_planted};
 
 /// Reads a committed command. One that this version cannot read asks for nothing, on every replica
@@ -19,11 +20,11 @@ pub(super) fn entry(index: u64, command: bytes::Bytes) -> Option<BatchEntry> {
             statements: write.statements.into_iter().map(statement).collect(),
             transaction: write.transaction,
             return_rows: write.return_rows,
-            session: (write.session != 0 && !is_planted(Bug::RetryAppliedTwice)).then_some(SessionWrite {
-                session: write.session,
-                sequence: write.sequence,
-                acknowledged: write.acknowledged,
-            }),
+            session: session(write.session, write.sequence, write.acknowledged),
+        }),
+        v1::sql_command::Operation::Register(write) => Operation::Register(RegisterWrite {
+            operation: registers::operation(write.operation?)?,
+            session: session(write.session, write.sequence, write.acknowledged),
         }),
         v1::sql_command::Operation::OpenSession(open) => {
             Operation::OpenSession { lifetime_ms: open.lifetime_ms }
@@ -37,6 +38,11 @@ pub(super) fn entry(index: u64, command: bytes::Bytes) -> Option<BatchEntry> {
         environment: EntryEnvironment { unix_ms: stamp_unix_ms, seed, step_budget },
         operation,
     })
+}
+
+fn session(session: u64, sequence: u64, acknowledged: u64) -> Option<SessionWrite> {
+    let counts = session != 0 && !is_planted(Bug::RetryAppliedTwice);
+    counts.then_some(SessionWrite { session, sequence, acknowledged })
 }
 
 /// Reads a statement.
@@ -112,6 +118,9 @@ pub(super) fn outcome(outcome: EntryOutcome) -> v1::SqlOutcome {
             let mut results = vec![v1::StatementResult::default(); statement];
             results.push(result(StatementOutcome::Error(error)));
             v1::SqlOutcome { results, ..Default::default() }
+        }
+        EntryOutcome::Register(outcome) => {
+            v1::SqlOutcome { register: Some(registers::outcome(outcome)), ..Default::default() }
         }
         EntryOutcome::Repeated(_) => refused(
             ErrorCode::LimitExceeded,

@@ -9,6 +9,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use v1::sql_command::Operation;
 
+mod registers;
+
 use super::engine::SqlEngine;
 use crate::clock::Clock;
 use crate::raft::{Committed, Group, Leader, ProposeError, ReadIndexError};
@@ -127,21 +129,27 @@ impl Database {
         deadline: Instant,
     ) -> Result<v1::QueryResponse, Failure> {
         match freshness {
-            Freshness::Any => {
-                let recovered = tokio::time::timeout_at(deadline, self.group.recovered()).await;
-                recovered.map_err(|_| not_recovered())?.map_err(read_failure)?;
-            }
+            Freshness::Any => self.recover(deadline).await?,
             Freshness::Leader if self.group.is_leader() => {}
             Freshness::Leader => return Err(not_leader(self.group.leader())),
-            Freshness::Linearizable => {
-                let confirmed = tokio::time::timeout_at(deadline, self.group.read_index()).await;
-                confirmed.map_err(|_| read_timed_out())?.map_err(read_failure)?;
-            }
+            Freshness::Linearizable => self.confirm(deadline).await?,
             Freshness::ThroughLog => self.pass_log(deadline).await?,
         }
         let applied_index = self.group.applied_index();
         let results = self.engine.read(statements, self.clock.unix_ms(), deadline).await?;
         Ok(v1::QueryResponse { results, applied_index, leader: None })
+    }
+
+    /// Waits until this replica shows nothing older than it did before it was started.
+    async fn recover(&self, deadline: Instant) -> Result<(), Failure> {
+        let recovered = tokio::time::timeout_at(deadline, self.group.recovered()).await;
+        recovered.map_err(|_| not_recovered())?.map_err(read_failure)
+    }
+
+    /// Waits until this replica, which must lead, has applied whatever was acknowledged before.
+    async fn confirm(&self, deadline: Instant) -> Result<(), Failure> {
+        let confirmed = tokio::time::timeout_at(deadline, self.group.read_index()).await;
+        confirmed.map_err(|_| read_timed_out())?.map(drop).map_err(read_failure)
     }
 
     /// Puts an entry through the log that changes nothing: this replica has then applied everything

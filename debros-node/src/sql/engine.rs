@@ -25,7 +25,8 @@ use prost::Message;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
-use super::convert;
+use super::watchers::{Changes, Recorder};
+use super::{convert, registers};
 use crate::blocking::{Blocking, Jobs};
 use crate::raft::{CommittedCommand, Engine, EngineFault, Position};
 
@@ -41,6 +42,7 @@ pub struct SqlEngine {
     reading: Semaphore,
     blocking: Blocking,
     size: Arc<Size>,
+    changes: Changes,
 }
 
 /// What the worker tells of the database's size.
@@ -102,12 +104,13 @@ impl SqlEngines {
         let worker = self.blocking.run(move || Worker::open(folder, options, failed)).await;
         let worker = worker.map_err(|fault| EngineFault::new("open the database", fault))?;
         let (readers, size) = (worker.readers.clone(), worker.size.clone());
+        let changes = worker.recorder.changes();
         let jobs = self.blocking.worker("sql", (JOBS_MAX, JOBS_MAX), worker, |worker, jobs| {
             jobs.drain(..).for_each(|job| worker.handle(job));
             true
         });
         let reading = Semaphore::new(READERS);
-        Ok(Arc::new(SqlEngine { jobs, readers, reading, blocking: self.blocking.clone(), size }))
+        Ok(Arc::new(SqlEngine { jobs, readers, reading, blocking: self.blocking.clone(), size, changes }))
     }
 }
 
@@ -125,6 +128,10 @@ fn options() -> Options {
         session_results_max: limits::SESSION_RESULTS_MAX as u64,
         session_result_bytes_max: limits::SESSION_RESULT_BYTES_MAX,
         session_lifetime_max_ms: milliseconds(limits::SESSION_LIFETIME),
+        leases_max: limits::LEASES_MAX,
+        registers_per_lease_max: limits::REGISTERS_PER_LEASE_MAX,
+        leases_ended_per_entry_max: limits::LEASES_ENDED_PER_ENTRY_MAX,
+        conflict_value_bytes_max: limits::CONFLICT_VALUE_BYTES_MAX,
         ..Options::default()
     }
 }
@@ -160,7 +167,16 @@ impl SqlEngine {
         .await
     }
 
-    async fn with_reader<T: Send + 'static>(
+    /// What this replica remembers of changed registers.
+    pub(super) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Runs a read on a reader of the pool.
+    ///
+    /// # Errors
+    /// `BUSY` when there is none in time, `INTERNAL` for trouble of this node.
+    pub(super) async fn with_reader<T: Send + 'static>(
         &self,
         deadline: Instant,
         work: impl FnOnce(&mut Reader, Duration) -> Result<T, Fault> + Send + 'static,
@@ -221,6 +237,7 @@ struct Worker {
     durable: Position,
     readers: Readers,
     size: Arc<Size>,
+    recorder: Recorder,
     failed: watch::Sender<Option<FailedFlush>>,
 }
 
@@ -232,12 +249,15 @@ impl Worker {
     ) -> Result<Self, Fault> {
         let generations = Generations::open(folder)?;
         let path = generations.database_path();
-        let writer = Writer::open(&path, options.clone())?;
+        let mut writer = Writer::open(&path, options.clone())?;
+        let recorder = Recorder::default();
+        restart(&recorder, &mut writer)?;
         let readers = Arc::new(RwLock::new(ReaderPool::new(path, options.clone(), READERS)));
         let size = Arc::new(Size::default());
         size.bytes_max.store(writer.max_bytes(), Ordering::Relaxed);
         let writer = Some(writer);
-        Ok(Self { generations, options, writer, durable: Position::default(), readers, size, failed })
+        let durable = Position::default();
+        Ok(Self { generations, options, writer, durable, readers, size, recorder, failed })
     }
 
     /// Nobody waits any more where the replica was closed, so answers may go nowhere.
@@ -278,17 +298,20 @@ impl Worker {
         }
         let encode = |outcome: &EntryOutcome| convert::outcome(outcome.clone()).encode_to_vec();
         let batch = Batch { entries: &entries, applied_index, bookkeeping: &position.0 };
-        let applied = writer
-            .apply_batch(batch, &encode)
-            .map_err(|fault| EngineFault::new("apply committed writes", fault))?;
-        let bytes_max = writer.max_bytes();
+        let failed = |fault| EngineFault::new("apply committed writes", fault);
+        let applied = writer.apply_batch(batch, &encode).map_err(failed)?;
+        let (bytes_max, log_time_ms) = (writer.max_bytes(), writer.log_time_unix_ms());
+        let lease_due_ms = writer.next_lease_due_ms().map_err(failed)?;
         self.size.bytes_max.store(bytes_max, Ordering::Relaxed);
+        let mut changes = Vec::new();
         for (place, applied) in places.into_iter().zip(applied) {
+            changes.extend(applied.changes.into_iter().map(registers::change));
             answers[place] = match (applied.encoded, applied.outcome) {
                 (Some(encoded), _) | (None, EntryOutcome::Repeated(Some(encoded))) => encoded.into(),
                 (None, outcome) => convert::outcome(outcome).encode_to_vec().into(),
             };
         }
+        self.recorder.record(applied_index, log_time_ms, lease_due_ms, changes);
         Ok(answers)
     }
 
@@ -334,12 +357,21 @@ impl Worker {
         self.writer = None;
         self.generations.install(incoming).map_err(failed)?;
         let path = self.generations.database_path();
-        self.writer = Some(Writer::open(&path, self.options.clone()).map_err(failed)?);
+        let mut writer = Writer::open(&path, self.options.clone()).map_err(failed)?;
+        restart(&self.recorder, &mut writer).map_err(failed)?;
+        self.writer = Some(writer);
         *self.readers.write().expect("not poisoned") = ReaderPool::new(path, self.options.clone(), READERS);
         self.generations.remove_others().map_err(failed)?;
         self.durable = position;
         Ok(())
     }
+}
+
+/// Nothing is known of how the database became what it is.
+fn restart(recorder: &Recorder, writer: &mut Writer) -> Result<(), Fault> {
+    let lease_due_ms = writer.next_lease_due_ms()?;
+    recorder.restart(writer.applied_index(), writer.log_time_unix_ms(), lease_due_ms);
+    Ok(())
 }
 
 fn position(writer: &Writer) -> Position {

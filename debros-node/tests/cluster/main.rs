@@ -13,6 +13,7 @@ mod leadership;
 mod leaving;
 mod membership;
 mod quarantine;
+mod registers;
 mod restart;
 mod sql;
 mod start;

@@ -79,6 +79,7 @@ async fn the_example_configurations_form_a_cluster_as_they_are_written() {
         assert_eq!(code, Some(0), "debros {arguments:?}: {out}{told}");
         assert!(out.contains(expected), "debros {arguments:?}: {out}");
     }
+    registers_are_reached_from_the_command_line(addresses).await;
     let (code, _, told) = debros(&["-b", addresses[0], "query", "ATTACH 'x' AS y"]).await;
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains("next: no node runs such a statement"), "{told}");
@@ -91,6 +92,32 @@ async fn the_example_configurations_form_a_cluster_as_they_are_written() {
     for node in [second, first] {
         assert_eq!(node.terminate(DEADLINE).await, Some(0), "SIGTERM ends a node cleanly");
     }
+}
+
+/// Set at one node, seen at the other; what is not done ends with 1.
+async fn registers_are_reached_from_the_command_line(addresses: [&str; 2]) {
+    let [here, there] = addresses.map(|address| ["-b", address, "-f", "json", "registers"]);
+    let run = async |at: [&str; 5], arguments: &[&str], expected: i32| -> serde_json::Value {
+        let (code, out, told) = debros(&[at.as_slice(), arguments].concat()).await;
+        assert_eq!(code, Some(expected), "debros registers {arguments:?}: {out}{told}");
+        serde_json::from_str(out.lines().next().unwrap_or_default()).expect("JSON")
+    };
+    assert!(run(there, &["get", "job"], 1).await["register"].is_null());
+    let taken = run(here, &["cas", "job", "0", "taken"], 0).await["version"].clone();
+    let conflict = run(there, &["cas", "job", "0", "mine"], 1).await;
+    assert_eq!((&conflict["conflict"]["version"], &conflict["conflict"]["value"]), (&taken, &"taken".into()));
+    assert_eq!(run(there, &["get", "job"], 0).await["register"]["value"], "taken");
+    run(here, &["put", "sum", "-5"], 0).await;
+    assert_eq!(run(there, &["increment", "sum", "-2"], 0).await["value"], -7);
+    let page = run(here, &["list"], 0).await;
+    assert_eq!(
+        (page["registers"].as_array().map(Vec::len), &page["next"]),
+        (Some(2), &serde_json::Value::Null)
+    );
+    assert_eq!(run(there, &["delete", "job", "--if-version", &taken.to_string()], 0).await["version"], taken);
+    let revision = page["revision"].to_string();
+    let event = run(here, &["watch", "jo", "--after", &revision, "--count", "1"], 0).await;
+    assert_eq!((&event["event"], &event["key"]), (&"deleted".into(), &"job".into()));
 }
 
 #[cfg(target_os = "linux")]

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::linearizability::{Answer, Call};
+
 /// What a client asked for. `write` numbers are unique over all clients and kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -24,6 +26,8 @@ pub(crate) enum Request {
     Get { register: i64 },
     /// Reads both halves of the pair at any freshness.
     Halves { stale: bool },
+    /// An operation on a register of scenario `registers`.
+    Register { key: String, call: Call },
 }
 
 /// What came of it.
@@ -31,6 +35,8 @@ pub(crate) enum Request {
 pub(crate) enum Outcome {
     /// Acknowledged; for reads and `Set` with the numbers that came back.
     Done(Vec<i64>),
+    /// Acknowledged, an operation on a register.
+    Answered(Answer),
     /// Not applied, for certain.
     Refused(String),
     /// Nobody can know.
@@ -57,7 +63,7 @@ pub(crate) struct Operation {
 impl Operation {
     /// Whether its effect is certain.
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.outcome, Outcome::Done(_))
+        matches!(self.outcome, Outcome::Done(_) | Outcome::Answered(_))
     }
 
     /// The numbers that came back.
@@ -70,7 +76,7 @@ impl Operation {
 
     /// Whether it may have had an effect.
     pub(crate) fn may_have_effect(&self) -> bool {
-        matches!(self.outcome, Outcome::Done(_) | Outcome::Unknown(_))
+        self.is_done() || matches!(self.outcome, Outcome::Unknown(_))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Scenario `sql`: three nodes, clients with exactly-once sessions, and whatever the seed lets go wrong.
+//! A run: three nodes, clients with exactly-once sessions, and whatever the seed lets go wrong. What the clients
+//! ask for is SQL, or [`registers`](crate::registers).
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::faults::Faults;
 use crate::hooks;
 use crate::machine::{Tuning, name};
 use crate::planted::Bug;
+use crate::registers::{self, Seen};
 use crate::report::Report;
 use crate::world::World;
 
@@ -23,9 +25,34 @@ const OBSERVED_WITHIN: Duration = Duration::from_secs(90);
 /// Violations that are told; the first is the one to look at.
 const VIOLATIONS_TOLD: usize = 5;
 
+/// What the clients ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    #[default]
+    Sql,
+    Registers,
+}
+
+impl Scenario {
+    /// As it is named on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sql => "sql",
+            Self::Registers => "registers",
+        }
+    }
+
+    /// The scenario with that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Sql, Self::Registers].into_iter().find(|scenario| scenario.name() == name)
+    }
+}
+
 /// What is run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
+    /// What the clients ask for.
+    pub(crate) scenario: Scenario,
     /// Everything follows from it.
     pub(crate) seed: u64,
     /// How long the clients work, in simulated time.
@@ -49,8 +76,13 @@ pub(crate) fn run(options: Options) -> Report {
         acknowledge_before_fsync: options.planted == Some(Bug::AcknowledgeBeforeFsync),
     };
     let started = hooks::wall_clock();
-    let mut run =
-        Run { options, world: World::new(options.seed, NODES, tuning), faults: 0, converged: Duration::ZERO };
+    let mut run = Run {
+        options,
+        world: World::new(options.seed, NODES, tuning),
+        seen: Seen::default(),
+        faults: 0,
+        converged: Duration::ZERO,
+    };
     let verdict = run.through();
     let verdict = verdict
         .map_err(|violation| vec![violation])
@@ -77,6 +109,8 @@ pub(crate) fn run(options: Options) -> Report {
 struct Run {
     options: Options,
     world: World,
+    /// What clients saw beside the history.
+    seen: Seen,
     faults: usize,
     converged: Duration,
 }
@@ -101,7 +135,11 @@ impl Run {
         self.converged = self.world.elapsed() - healed;
         let state =
             verdict.borrow().clone().map_err(|reason| format!("the cluster is not whole again: {reason}"))?;
-        Ok(judge(&self.world.history().operations(), &state))
+        let operations = self.world.history().operations();
+        Ok(match self.options.scenario {
+            Scenario::Sql => judge(&operations, &state),
+            Scenario::Registers => registers::judge(&operations, &self.seen),
+        })
     }
 
     fn form(&mut self) -> Result<(), String> {
@@ -117,6 +155,10 @@ impl Run {
     }
 
     fn start_workers(&mut self, end: Duration) -> Vec<String> {
+        if self.options.scenario == Scenario::Registers {
+            let crew = registers::Crew { seed: self.options.seed, nodes: NODES, end };
+            return crew.start(&mut self.world, &self.seen);
+        }
         let mut names = Vec::new();
         for number in 0..CLIENTS {
             let dice = Dice::new(self.options.seed, CLIENT_DICE + number as u64);

@@ -7,6 +7,7 @@ mod durability;
 mod environment;
 mod equal_replicas;
 mod reading;
+mod registers;
 mod replica;
 mod rollback;
 mod sandbox;
