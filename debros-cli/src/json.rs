@@ -129,6 +129,7 @@ fn storage_info(storage: &StorageInfo) -> Json {
         "partitions_to_copy": storage.partitions_to_copy,
         "bytes": storage.bytes,
         "hinted_bytes": storage.hinted_bytes,
+        "relaxed_namespaces": storage.relaxed_namespaces,
     })
 }
 
@@ -368,13 +369,15 @@ mod tests {
                 partitions_to_copy: 3,
                 bytes: 8192,
                 hinted_bytes: 0,
+                relaxed_namespaces: vec!["cache".into()],
             }),
         };
         let golden = concat!(
             r#"{"cluster_id":"00","connected":false,"database_size":4096,"epoch":5,"groups":[],"#,
             r#""listen_addresses":[],"member_id":1,"node_id":"12D3","peer_count":0,"#,
             r#""storage":{"bytes":8192,"hinted_bytes":0,"layout_version":2,"nodes":4,"nodes_copied":1,"#,
-            r#""partitions":768,"partitions_to_copy":3,"phase":"write-both"},"uptime_seconds":3,"#,
+            r#""partitions":768,"partitions_to_copy":3,"phase":"write-both","relaxed_namespaces":["cache"]},"#,
+            r#""uptime_seconds":3,"#,
             r#""version":"0.1.0","warnings":["degraded: under-replicated"],"zone":""}"#
         );
         same(&super::status(&status), golden);

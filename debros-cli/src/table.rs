@@ -201,12 +201,8 @@ pub(crate) fn status(status: &NetworkStatus) -> String {
     add("epoch", status.epoch.to_string());
     add("connected peers", status.peer_count.to_string());
     add("database size", format!("{} bytes", status.database_size));
-    if let Some(storage) = &status.storage {
-        add("storage size", format!("{} bytes", storage.bytes));
-        add("storage layout", layout(storage));
-        if storage.hinted_bytes > 0 {
-            add("kept for absent replicas", format!("{} bytes", storage.hinted_bytes));
-        }
+    for (name, value) in status.storage.iter().flat_map(storage_rows) {
+        add(name, value);
     }
     add("uptime", whole_seconds(status.uptime));
     add("listens on", status.listen_addresses.join("\n"));
@@ -229,6 +225,21 @@ pub(crate) fn status(status: &NetworkStatus) -> String {
         ]);
     }
     format!("{shown}\n{groups}")
+}
+
+/// The storage on a node; what is not the usual has a row only when it is so.
+fn storage_rows(storage: &StorageInfo) -> Vec<(&'static str, String)> {
+    let mut rows =
+        vec![("storage size", format!("{} bytes", storage.bytes)), ("storage layout", layout(storage))];
+    if storage.hinted_bytes > 0 {
+        rows.push(("kept for absent replicas", format!("{} bytes", storage.hinted_bytes)));
+    }
+    if !storage.relaxed_namespaces.is_empty() {
+        let names = storage.relaxed_namespaces.join(", ");
+        let given_up = "writes there are lost if a quorum of replicas loses power at once";
+        rows.push(("relaxed namespaces", format!("{names}\n{given_up}")));
+    }
+    rows
 }
 
 /// Where the storage's layout stands, and how far a change of it is.
@@ -322,7 +333,8 @@ mod tests {
     use std::time::Duration;
 
     use debros_sdk::{
-        Conflict, Cursor, Entry, LeaseId, QueryResult, Register, RegisterEvent, RegisterPage, Value, Version,
+        Conflict, Cursor, Entry, LeaseId, QueryResult, Register, RegisterEvent, RegisterPage, StorageInfo,
+        Value, Version,
     };
 
     #[test]
@@ -341,6 +353,18 @@ mod tests {
             shown.contains("k\\n") && shown.ends_with("1 key; there may be more: --after 'k'"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn relaxed_namespaces_are_shown_with_what_they_give_up() {
+        let names = |storage: &StorageInfo| {
+            super::storage_rows(storage).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let mut storage = StorageInfo::default();
+        assert_eq!(names(&storage), ["storage size", "storage layout"]);
+        storage.relaxed_namespaces = vec!["app".into(), "cache".into()];
+        let golden = "app, cache\nwrites there are lost if a quorum of replicas loses power at once";
+        assert_eq!(super::storage_rows(&storage).last(), Some(&("relaxed namespaces", golden.to_owned())));
     }
 
     #[test]

@@ -217,6 +217,7 @@ impl Kv {
             partitions_to_copy: u32::try_from(inner.metrics.to_copy()).unwrap_or(u32::MAX),
             bytes: store.disk_bytes(),
             hinted_bytes: store.hinted_bytes(),
+            relaxed_namespaces: inner.relaxed.iter().cloned().collect(),
             ..Default::default()
         };
         let Some(view) = inner.layouts.adopted() else { return status };

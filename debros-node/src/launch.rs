@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use debros_config::Config;
+use debros_config::{Config, Storage};
 use debros_net::identity::{self, IdentityError};
 use debros_net::{ClusterSecret, Host, HostConfig, HostError, Multiaddr, SecretError};
 use debros_proto::ClusterId;
@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::cluster::ReconcileOptions;
 use crate::http::admin::AdminParts;
 use crate::http::{self, Listen, ListenError, TlsFiles};
-use crate::kv::KvOptions;
+use crate::kv::{KvOptions, StoreOptions};
 use crate::metrics;
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
 use crate::raft::{RaftOptions, log};
@@ -27,18 +27,25 @@ use crate::raft::{RaftOptions, log};
 /// Why a node cannot be launched. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The data folder cannot be used.
-    #[error("the data folder {folder} cannot be used: check node.data_dir and its permissions")]
+    /// A data folder cannot be used.
+    #[error("the data folder {folder} cannot be used: check {key} and its permissions")]
     Folder {
+        /// The key that names it.
+        key: &'static str,
         /// Which.
         folder: PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// Another process uses the data folder.
-    #[error("the data folder {0} is in use by another node: stop it, or give this one another node.data_dir")]
-    InUse(PathBuf),
+    /// Another process uses a data folder.
+    #[error("the data folder {folder} is in use by another node: stop it, or give this one another {key}")]
+    InUse {
+        /// The key that names it.
+        key: &'static str,
+        /// Which.
+        folder: PathBuf,
+    },
     /// The identity file cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -77,7 +84,7 @@ pub struct Launched {
     stop_http: CancellationToken,
     servers: Vec<JoinHandle<()>>,
     // Held as long as the node lives.
-    _lock: File,
+    _locks: [File; 2],
 }
 
 /// The HTTP servers end within this time after they were told to.
@@ -99,7 +106,10 @@ pub async fn launch_with(
     config: &Config,
     adjust: impl FnOnce(&mut Settings),
 ) -> Result<Launched, LaunchError> {
-    let lock = lock_folder(&config.node.data_dir)?;
+    let locks = [
+        lock_folder("node.data_dir", &config.node.data_dir)?,
+        lock_folder("storage.data_dir", &config.storage_dir())?,
+    ];
     let keypair = identity::load_or_create(&config.node.data_dir)?;
     let secret = config.security.cluster_secret_file.as_deref().map(ClusterSecret::from_file).transpose()?;
     let mut settings = settings(config)?;
@@ -116,7 +126,7 @@ pub async fn launch_with(
     let node = Node::start(settings, environment).await?;
     match listen(config, &node).await {
         Ok((http, admin, stop_http, servers)) => {
-            Ok(Launched { node, http, admin, stop_http, servers, _lock: lock })
+            Ok(Launched { node, http, admin, stop_http, servers, _locks: locks })
         }
         Err(error) => {
             node.shutdown().await;
@@ -184,13 +194,13 @@ impl Launched {
     }
 }
 
-fn lock_folder(folder: &Path) -> Result<File, LaunchError> {
-    let failed = |source| LaunchError::Folder { folder: folder.to_owned(), source };
+fn lock_folder(key: &'static str, folder: &Path) -> Result<File, LaunchError> {
+    let failed = |source| LaunchError::Folder { key, folder: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     let file = File::options().create(true).append(true).open(folder.join("lock")).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(LaunchError::InUse(folder.to_owned())),
+        Err(std::fs::TryLockError::WouldBlock) => Err(LaunchError::InUse { key, folder: folder.to_owned() }),
         Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
     }
 }
@@ -217,6 +227,7 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
     Ok(Settings {
         data_folder: config.node.data_dir.clone(),
         database_folder: config.database_dir(),
+        storage_folder: config.storage_dir(),
         bootstrap: multiaddrs("discovery.bootstrap_peers", &config.discovery.bootstrap_peers)?,
         discovery_interval: config.discovery.discovery_interval.as_duration(),
         peer_exchange: config.discovery.enable_peer_exchange,
@@ -232,6 +243,50 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
             ..Default::default()
         },
         log: log::Options::default(),
-        kv: KvOptions::default(),
+        kv: kv_options(&config.storage),
     })
+}
+
+fn kv_options(storage: &Storage) -> KvOptions {
+    // Where they are kept is a setting of the node.
+    let Storage { data_dir: _, relaxed_namespaces, max_size, tombstone_life, repair_interval } = storage;
+    let map_bytes = usize::try_from(max_size.bytes()).unwrap_or(usize::MAX);
+    KvOptions {
+        relaxed_namespaces: relaxed_namespaces.iter().cloned().collect(),
+        tombstone_life: tombstone_life.as_duration(),
+        repair_interval: repair_interval.as_duration(),
+        store: StoreOptions::default().with_map_bytes(map_bytes),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use debros_config::Config;
+
+    use super::settings;
+
+    #[test]
+    fn every_key_of_the_storage_reaches_it() {
+        let yaml = "storage: { data_dir: /large, relaxed_namespaces: [cache, app], max_size: 100MB, \
+                    tombstone_life: 2h, repair_interval: 3s }";
+        let config = Config::from_yaml(yaml).expect("a configuration").config;
+        let settings = settings(&config).expect("settings");
+        assert_eq!(settings.storage_folder, Path::new("/large"));
+        assert_eq!(settings.kv.relaxed_namespaces, ["app", "cache"].map(str::to_owned).into());
+        assert_eq!(settings.kv.store.map_bytes, 100_000_000);
+        assert_eq!(settings.kv.tombstone_life, Duration::from_secs(2 * 3600));
+        assert_eq!(settings.kv.repair_interval, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_configuration_without_the_storage_is_what_the_engine_has_by_itself() {
+        let settings = settings(&Config::default()).expect("settings");
+        let (told, own) = (format!("{:?}", settings.kv), format!("{:?}", super::KvOptions::default()));
+        assert_eq!(told, own);
+        assert_eq!(settings.storage_folder, Path::new("./data/storage"));
+    }
 }

@@ -65,6 +65,8 @@ pub struct Settings {
     pub data_folder: PathBuf,
     /// Where databases and the Raft log are kept.
     pub database_folder: PathBuf,
+    /// Where the key-value storage is kept.
+    pub storage_folder: PathBuf,
     /// Addresses of members.
     pub bootstrap: Vec<Multiaddr>,
     /// How often peers exchange what they know.
@@ -329,8 +331,8 @@ impl Core {
         let channels = Channels::new(network.clone());
         let folder = &settings.database_folder;
         let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
-        let kv_folder = settings.data_folder.join("storage");
-        let kv_store = Store::open(&kv_folder, blocking.clone(), settings.kv.store.clone()).await?;
+        let kv_options = settings.kv.store.clone();
+        let kv_store = Store::open(&settings.storage_folder, blocking.clone(), kv_options).await?;
         let snapshots = folder.join("snapshots");
         let cluster = ClusterSlot::default();
         let members = Members::new(cluster.clone());
@@ -477,7 +479,8 @@ impl Core {
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
         tracker.spawn(end_leases(self.replicas.clone(), stop.clone()));
-        tracker.spawn(self.disk.clone().watch(settings.database_folder, self.blocking.clone(), stop.clone()));
+        let disks = [settings.database_folder, settings.storage_folder];
+        tracker.spawn(self.disk.clone().watch(disks, self.blocking.clone(), stop.clone()));
         tracker.spawn(self.clone().heed_disks(discovery.clone()));
         tracker.spawn(self.clone().notice_strangers(discovery.clone()));
         tracker.spawn(self.clone().follow_map(identity));

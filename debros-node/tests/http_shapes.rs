@@ -401,13 +401,24 @@ fn health_and_status_have_stable_names() {
         voters: vec![1],
         ..Default::default()
     };
-    let status =
+    let mut status =
         v1::StatusResponse { peer_id: "12D3".into(), node_id: 1, groups: vec![group], ..Default::default() };
     assert_eq!(
-        serde_json::to_value(StatusBody::from(status)).unwrap(),
+        serde_json::to_value(StatusBody::from(status.clone())).unwrap(),
         json!({"peer_id": "12D3", "node_id": 1, "cluster_id": "", "version": "", "zone": "", "uptime_seconds": 0,
             "epoch": 0, "connected_peers": 0, "database_bytes": 0, "listen_addresses": [], "warnings": [], "storage": null,
             "groups": [{"group": 0, "name": "meta", "role": "leader", "leader": 1, "term": 0,
                 "last_log_index": 0, "applied_index": 0, "voters": [1], "learners": []}]})
+    );
+    status.storage = Some(v1::StorageStatus {
+        layout_version: 2,
+        phase: "stable".into(),
+        relaxed_namespaces: vec!["cache".into()],
+        ..Default::default()
+    });
+    assert_eq!(
+        serde_json::to_value(StatusBody::from(status)).unwrap()["storage"],
+        json!({"layout_version": 2, "phase": "stable", "nodes": 0, "nodes_copied": 0, "partitions": 0,
+            "partitions_to_copy": 0, "bytes": 0, "hinted_bytes": 0, "relaxed_namespaces": ["cache"]})
     );
 }

@@ -117,6 +117,8 @@ pub struct StorageInfo {
     pub bytes: u64,
     /// Bytes of writes kept for absent replicas.
     pub hinted_bytes: u64,
+    /// Namespaces whose writes the node acknowledges before they are on disk.
+    pub relaxed_namespaces: Vec<String>,
 }
 
 /// A Raft group on a node.
@@ -411,6 +413,7 @@ impl From<v1::StorageStatus> for StorageInfo {
             partitions_to_copy,
             bytes,
             hinted_bytes,
+            relaxed_namespaces,
         } = status;
         Self {
             layout_version,
@@ -421,6 +424,7 @@ impl From<v1::StorageStatus> for StorageInfo {
             partitions_to_copy,
             bytes,
             hinted_bytes,
+            relaxed_namespaces,
         }
     }
 }

@@ -32,6 +32,7 @@ impl Config {
         self.check_tls(&mut problems);
         self.check_exposure(&mut problems);
         self.check_ports(&mut problems);
+        self.check_folders(&mut problems);
         problems
     }
 
@@ -49,7 +50,7 @@ impl Config {
                 ),
             );
         }
-        let Self { node, database, discovery, security, logging: _, admin: _, tracing: _, cluster: _ } = self;
+        let Self { node, database, discovery, security, .. } = self;
         if node.node_type == NodeType::Node && discovery.bootstrap_peers.is_empty() && !discovery.enable_mdns
         {
             warn(
@@ -84,7 +85,20 @@ impl Config {
                 format!("{socket} is reachable from other machines and speaks plain HTTP, as was asked for"),
             );
         }
+        warnings.extend(self.relaxed_warnings());
         warnings
+    }
+
+    /// What is given up for each namespace whose writes are relaxed.
+    fn relaxed_warnings(&self) -> impl Iterator<Item = Warning> {
+        self.storage.relaxed_namespaces.iter().map(|namespace| Warning {
+            key: "storage.relaxed_namespaces",
+            message: format!(
+                "writes of the namespace `{namespace}` are acknowledged before they are on disk: they survive the end \
+                 of a process, but are lost if as many replicas as a quorum has lose power within some tenths of a \
+                 second; list only namespaces whose keys can be made anew"
+            ),
+        })
     }
 
     /// The keys that are set to something else than their default although their capability is not there yet.
@@ -169,6 +183,20 @@ impl Config {
             [("database.http_address", self.http_socket()), ("admin.address", self.admin_socket())];
         let tls = self.security.enable_tls;
         listeners.into_iter().filter(move |(_, socket)| !tls && !address::is_loopback(socket.ip()))
+    }
+
+    /// The storage's files are its own: it locks its folder, as the node locks the one of everything.
+    fn check_folders(&self, problems: &mut Vec<Problem>) {
+        let (key, folder) = ("storage.data_dir", self.storage_dir());
+        let others =
+            [("node.data_dir", self.node.data_dir.clone()), ("database.data_dir", self.database_dir())];
+        for (other, _) in others.iter().filter(|(_, other)| *other == folder) {
+            let folder = folder.display();
+            problems.push(problem(
+                key,
+                format!("`{key}`: {folder} is also that of `{other}`; give the storage a folder of its own"),
+            ));
+        }
     }
 
     /// No two listeners of this node may want the same port.

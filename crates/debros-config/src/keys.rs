@@ -11,6 +11,14 @@ const DATABASE_BYTES_MAX: ByteSize = ByteSize::from_bytes(1 << 44);
 const DATABASE_BYTES_MIN: ByteSize = ByteSize::from_bytes(1 << 20);
 /// More replicas than this cost every write and protect against nothing seen in practice.
 pub(crate) const REPLICATION_FACTOR_MAX: u64 = 7;
+/// Half of what a process can address on today's machines.
+const STORAGE_BYTES_MAX: ByteSize = ByteSize::from_bytes(1 << 46);
+/// What waits in memory to go into the storage's tables is of this order.
+const STORAGE_BYTES_MIN: ByteSize = ByteSize::from_bytes(64 << 20);
+/// A deletion that is forgotten sooner only just reaches all replicas.
+const TOMBSTONE_LIFE_MIN: Interval = Interval::from_seconds(60);
+/// Oftener than this, comparing replicas is itself a load.
+const REPAIR_INTERVAL_MIN: Interval = Interval::from_milliseconds(100);
 /// Oftener than this, asking for peers is itself a load.
 const DISCOVERY_INTERVAL_MIN: Interval = Interval::from_milliseconds(100);
 /// A backup copies a whole database.
@@ -146,6 +154,38 @@ pub const KEYS: &[KeyDoc] = &[
     replaced(
         "database.rqlite_join_address",
         "nodes join through `discovery.bootstrap_peers`; list the address of any member there and remove this key",
+    ),
+    key(
+        "storage.data_dir",
+        Kind::Path,
+        "",
+        "Where the key-value storage is kept; without it, the folder `storage` inside node.data_dir.",
+    ),
+    key(
+        "storage.relaxed_namespaces",
+        Kind::Namespaces,
+        "",
+        "Namespaces whose writes are acknowledged once a quorum of replicas has them in the memory of its operating \
+         system: they survive the end of a process, and are lost if as many replicas as a quorum has lose power within \
+         some tenths of a second. Each node decides for the writes that it coordinates: give all nodes the same list.",
+    ),
+    key(
+        "storage.max_size",
+        Kind::Size { min: STORAGE_BYTES_MIN, max: STORAGE_BYTES_MAX },
+        "1TiB",
+        "The most the storage may hold on this node; it takes no disk until it is used, and past it writes are refused.",
+    ),
+    key(
+        "storage.tombstone_life",
+        Kind::Duration { min: TOMBSTONE_LIFE_MIN },
+        "24h",
+        "How long a deletion is remembered at least; it is also how far a watch can go back.",
+    ),
+    key(
+        "storage.repair_interval",
+        Kind::Duration { min: REPAIR_INTERVAL_MIN },
+        "10s",
+        "How often replicas compare what they hold and give each other what is missing.",
     ),
     key(
         "discovery.bootstrap_peers",

@@ -53,6 +53,8 @@ pub enum Kind {
     ListenAddresses,
     /// A list of multiaddrs to dial.
     PeerAddresses,
+    /// A list of namespaces.
+    Namespaces,
     /// The beginning of a protocol name, such as `/debros`.
     ProtocolPrefix,
     /// A log level, or `target=level` separated by commas.
@@ -68,7 +70,7 @@ pub enum Kind {
 impl Kind {
     /// Whether the key holds several values, written as a YAML list or, in the environment, with commas.
     pub fn is_list(self) -> bool {
-        matches!(self, Kind::ListenAddresses | Kind::PeerAddresses)
+        matches!(self, Kind::ListenAddresses | Kind::PeerAddresses | Kind::Namespaces)
     }
 
     /// What is expected, in the words of an error message; for a list, of one of its items.
@@ -86,6 +88,10 @@ impl Kind {
             Kind::IpAddress => "an IP address, such as 127.0.0.1 or ::1".to_owned(),
             Kind::ListenAddresses => "an address to listen on, such as /ip4/0.0.0.0/tcp/4001".to_owned(),
             Kind::PeerAddresses => "the address of a peer, such as /dns4/host/tcp/4001".to_owned(),
+            Kind::Namespaces => format!(
+                "a namespace: up to {NAME_BYTES_MAX} lower-case letters, digits, `-`, `_` or `.`, a letter or digit \
+                 first"
+            ),
             Kind::ProtocolPrefix => "the beginning of a protocol name, such as /debros".to_owned(),
             Kind::LogFilter => {
                 "a level (off, error, warn, info, debug, trace) or a list such as info,debros_node=debug"
@@ -131,6 +137,7 @@ impl Kind {
             }
             Kind::ListenAddresses => typed(text, |_: &ListenAddress| true),
             Kind::PeerAddresses => typed(text, |_: &PeerAddress| true),
+            Kind::Namespaces => when(is_namespace(text)),
             Kind::ProtocolPrefix => when(is_protocol_prefix(text)),
             Kind::LogFilter => {
                 let lower = text.to_ascii_lowercase();
@@ -161,6 +168,13 @@ where
 fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.bytes().all(allowed)
+}
+
+/// The grammar of a namespace in requests; one that no request can name would be in a list in vain.
+fn is_namespace(text: &str) -> bool {
+    is_name(text)
+        && !text.bytes().any(|byte| byte.is_ascii_uppercase())
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
 }
 
 fn is_protocol_prefix(text: &str) -> bool {

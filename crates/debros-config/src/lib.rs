@@ -44,5 +44,6 @@ pub use keys::{Effect, KEYS, KeyDoc};
 pub use kind::Kind;
 pub use load::{CONFIG_BYTES_MAX, Loaded};
 pub use schema::{
-    Admin, Cluster, Config, Database, Discovery, LogFormat, Logging, Node, NodeType, Security, Tracing,
+    Admin, Cluster, Config, Database, Discovery, LogFormat, Logging, Node, NodeType, Security, Storage,
+    Tracing,
 };

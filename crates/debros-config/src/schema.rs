@@ -16,6 +16,8 @@ use crate::{ByteSize, Interval, ListenAddress, PeerAddress, Transport};
 const LISTEN_PORT: u16 = 4001;
 /// The folder of a database inside the node's own, unless the configuration names another.
 const DATABASE_FOLDER: &str = "database";
+/// The folder of the key-value storage inside the node's own, unless the configuration names another.
+const STORAGE_FOLDER: &str = "storage";
 
 /// The whole configuration of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,8 @@ pub struct Config {
     pub node: Node,
     /// The SQL database and its HTTP API.
     pub database: Database,
+    /// The key-value storage.
+    pub storage: Storage,
     /// How other nodes are found.
     pub discovery: Discovery,
     /// Who may join and who may ask.
@@ -117,6 +121,35 @@ impl Default for Database {
             backup_interval: None,
             rqlite_port: 5001,
             http_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+/// The section `storage`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// Where the key-value storage is kept; see [`Config::storage_dir`].
+    #[serde(serialize_with = "optional_path_text")]
+    pub data_dir: Option<PathBuf>,
+    /// Namespaces whose writes are acknowledged before they are on disk.
+    pub relaxed_namespaces: Vec<String>,
+    /// The most that it may hold on this node.
+    pub max_size: ByteSize,
+    /// How long a deletion is remembered at least.
+    pub tombstone_life: Interval,
+    /// How often replicas compare what they hold.
+    pub repair_interval: Interval,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            relaxed_namespaces: Vec::new(),
+            max_size: ByteSize::from_bytes(1 << 40),
+            tombstone_life: Interval::from_seconds(24 * 3600),
+            repair_interval: Interval::from_seconds(10),
         }
     }
 }
@@ -255,6 +288,14 @@ impl Config {
         }
     }
 
+    /// Where the key-value storage is kept: `storage.data_dir`, or a folder inside `node.data_dir`.
+    pub fn storage_dir(&self) -> PathBuf {
+        match &self.storage.data_dir {
+            Some(folder) => folder.clone(),
+            None => self.node.data_dir.join(STORAGE_FOLDER),
+        }
+    }
+
     /// The address and port of the HTTP API.
     pub fn http_socket(&self) -> SocketAddr {
         SocketAddr::new(self.database.http_address, self.database.rqlite_port)
@@ -268,6 +309,7 @@ impl Config {
     /// The same configuration with nothing left to derive.
     pub(crate) fn resolved(mut self) -> Self {
         self.database.data_dir = Some(self.database_dir());
+        self.storage.data_dir = Some(self.storage_dir());
         self
     }
 }

@@ -190,6 +190,8 @@ pub struct StorageBody {
     pub bytes: u64,
     /// Bytes of writes kept for absent replicas.
     pub hinted_bytes: u64,
+    /// Namespaces whose writes this node acknowledges before they are on disk.
+    pub relaxed_namespaces: Vec<String>,
 }
 
 impl From<v1::StorageStatus> for StorageBody {
@@ -203,6 +205,7 @@ impl From<v1::StorageStatus> for StorageBody {
             partitions_to_copy,
             bytes,
             hinted_bytes,
+            relaxed_namespaces,
         } = status;
         Self {
             layout_version,
@@ -213,6 +216,7 @@ impl From<v1::StorageStatus> for StorageBody {
             partitions_to_copy,
             bytes,
             hinted_bytes,
+            relaxed_namespaces,
         }
     }
 }

@@ -77,6 +77,15 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The same for another address space; what is beyond whole pages is not used.
+    #[must_use]
+    pub fn with_map_bytes(mut self, map_bytes: usize) -> Self {
+        self.map_bytes = map_bytes;
+        self
+    }
+}
+
 /// Why the store cannot do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -89,7 +98,7 @@ pub enum StoreError {
         reason: String,
     },
     /// There is no room. Nothing was changed.
-    #[error("there is no room for the storage: free disk space or grow the volume, reads go on")]
+    #[error("there is no room for the storage: free disk space, grow the volume or raise storage.max_size")]
     Full,
     /// A stored record cannot be read.
     #[error("the storage is damaged: {0}")]

@@ -32,7 +32,7 @@ impl DiskState {
         self.inner.low_here.load(Ordering::Relaxed)
     }
 
-    /// Bytes free on the node's disk when it was last asked.
+    /// Bytes free on the fullest of the node's disks when they were last asked.
     pub fn free_bytes(&self) -> u64 {
         self.inner.free_bytes.load(Ordering::Relaxed)
     }
@@ -61,11 +61,11 @@ impl DiskState {
         ))
     }
 
-    /// Watches the disk under `folder` until the token is cancelled.
-    pub async fn watch(self, folder: PathBuf, blocking: Blocking, stop: CancellationToken) {
+    /// Watches the disks under `folders`, which may be the same one, until the token is cancelled.
+    pub async fn watch(self, folders: [PathBuf; 2], blocking: Blocking, stop: CancellationToken) {
         loop {
-            let asked = folder.clone();
-            match blocking.run(move || free_bytes(&asked)).await {
+            let asked = folders.clone();
+            match blocking.run(move || free_bytes_of_fullest(&asked)).await {
                 Ok(free) => {
                     self.inner.free_bytes.store(free, Ordering::Relaxed);
                     let low = free < limits::DISK_RESERVE_BYTES;
@@ -81,6 +81,10 @@ impl DiskState {
             }
         }
     }
+}
+
+fn free_bytes_of_fullest(folders: &[PathBuf]) -> std::io::Result<u64> {
+    folders.iter().try_fold(u64::MAX, |least, folder| Ok(least.min(free_bytes(folder)?)))
 }
 
 fn free_bytes(folder: &std::path::Path) -> std::io::Result<u64> {

@@ -97,6 +97,35 @@ async fn an_unusable_data_folder_is_named() {
     starts(&database).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_storage_is_kept_where_the_configuration_says_and_serves_one_node() {
+    let cluster = Cluster::empty().await;
+    let (folder, storage) = (cluster.folder().join("node"), cluster.folder().join("elsewhere"));
+    let mut config = configuration(&folder, &[]);
+    config.storage.data_dir = Some(storage.clone());
+    config.storage.relaxed_namespaces = vec!["cache".to_owned()];
+    let node = launch(&config).await.unwrap_or_else(|error| panic!("{}", whole(&error)));
+    assert!(storage.join("data.mdb").exists());
+    assert!(!folder.join("storage").exists());
+    // Whoever looks at the node sees what it gives up.
+    crate::support::eventually("the status names the relaxed namespaces", async || {
+        let body = crate::support::get(node.admin, "/status").await.body;
+        let told = body.contains(r#""relaxed_namespaces":["cache"]"#);
+        if told { Ok(()) } else { Err(body) }
+    })
+    .await;
+
+    let mut second = configuration(&cluster.folder().join("second"), &[]);
+    second.storage.data_dir = Some(storage.clone());
+    let words = "elsewhere is in use by another node: stop it, or give this one another storage.data_dir";
+    refused(&second, &[words]).await;
+    node.shutdown().await;
+
+    std::fs::write(cluster.folder().join("a-file"), "in the way").unwrap();
+    second.storage.data_dir = Some(cluster.folder().join("a-file/storage"));
+    refused(&second, &["a-file/storage cannot be used: check storage.data_dir and its permissions"]).await;
+}
+
 /// Damages one file, expects a refusal, repairs it and starts.
 async fn damaged(config: &Config, file: &Path, words: &[&str]) {
     let good = std::fs::read(file).unwrap();

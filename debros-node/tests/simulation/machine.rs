@@ -240,6 +240,7 @@ impl Machine {
         Settings {
             data_folder: self.folder.clone(),
             database_folder: self.folder.join("database"),
+            storage_folder: self.folder.join("storage"),
             bootstrap: others.map(|node| multiaddr(socket(node))).collect(),
             discovery_interval: Duration::from_secs(1),
             peer_exchange: true,

@@ -75,9 +75,9 @@ fn an_unknown_variable_names_the_nearest() {
             "environment variable DEBROS_DATABSE__RQLITE_PORT: there is no such key; did you mean \
              DEBROS_DATABASE__RQLITE_PORT?",
             "environment variable DEBROS_NODE__ADMIN__PORT: there is no such key; the sections are node, database, \
-             discovery, security, logging, admin, tracing, cluster",
+             storage, discovery, security, logging, admin, tracing, cluster",
             "environment variable DEBROS_XYZZY__FROBNICATE: there is no such key; the sections are node, database, \
-             discovery, security, logging, admin, tracing, cluster",
+             storage, discovery, security, logging, admin, tracing, cluster",
             "environment variable DEBROS_database__rqlite_port: there is no such key; did you mean \
              DEBROS_DATABASE__RQLITE_PORT?",
         ]

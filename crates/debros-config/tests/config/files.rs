@@ -64,6 +64,7 @@ fn both_files_run_on_one_machine() {
     let all: Vec<u16> = configs.iter().flat_map(ports).collect();
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "{all:?}");
     assert_ne!(configs[0].database_dir(), configs[1].database_dir());
+    assert_ne!(configs[0].storage_dir(), configs[1].storage_dir());
 }
 
 #[test]
@@ -72,6 +73,7 @@ fn an_empty_file_is_a_node_on_loopback() {
         let Loaded { config, warnings } = valid(text);
         let mut default = Config::default();
         default.database.data_dir = Some(default.database_dir());
+        default.storage.data_dir = Some(default.storage_dir());
         assert_eq!(config, default, "{text:?}");
         assert!(config.node.listen_addresses.iter().all(|address| address.is_loopback()));
         assert!(!config.may_initialise());
@@ -81,11 +83,14 @@ fn an_empty_file_is_a_node_on_loopback() {
 }
 
 #[test]
-fn the_database_follows_the_data_folder() {
+fn the_database_and_the_storage_follow_the_data_folder() {
     let config = valid("node: { data_dir: /var/lib/debros }").config;
     assert_eq!(config.database_dir(), Path::new("/var/lib/debros/database"));
     let config = valid("node: { data_dir: /var/lib/debros }\ndatabase: { data_dir: /fast }").config;
     assert_eq!(config.database_dir(), Path::new("/fast"));
+    assert_eq!(config.storage_dir(), Path::new("/var/lib/debros/storage"));
+    let config = valid("node: { data_dir: /var/lib/debros }\nstorage: { data_dir: /large }").config;
+    assert_eq!(config.storage_dir(), Path::new("/large"));
 }
 
 #[test]

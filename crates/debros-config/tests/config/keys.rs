@@ -19,6 +19,7 @@ fn sample(key: &KeyDoc) -> String {
         Kind::IpAddress => "127.1.2.3".to_owned(),
         Kind::ListenAddresses => "/ip4/127.0.0.1/tcp/4444".to_owned(),
         Kind::PeerAddresses => "/dnsaddr/example.org".to_owned(),
+        Kind::Namespaces => "sample".to_owned(),
         Kind::ProtocolPrefix => "/sample".to_owned(),
         Kind::LogFilter => "warn,debros_node=trace".to_owned(),
         Kind::Url => "http://127.0.0.1:4318".to_owned(),

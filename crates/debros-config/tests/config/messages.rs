@@ -17,8 +17,8 @@ fn unknown_keys_name_the_nearest() {
              max_database_size, backup_interval, rqlite_port, http_address, rqlite_raft_port, rqlite_join_address",
             "line 8: unknown section `replication_factor`; did you mean `database.replication_factor`?",
             "line 9: unknown section `databse`; did you mean `database`?",
-            "line 11: unknown section `xyzzy`; the sections are node, database, discovery, security, logging, admin, \
-             tracing, cluster",
+            "line 11: unknown section `xyzzy`; the sections are node, database, storage, discovery, security, logging, \
+             admin, tracing, cluster",
         ]
     );
 }
@@ -205,6 +205,35 @@ fn sizes() {
         let loaded = valid(&format!("database: {{ max_database_size: {value} }}"));
         assert_eq!(loaded.config.database.max_database_size.bytes(), bytes);
     }
+}
+
+#[test]
+fn the_storage_within_its_bounds() {
+    let size = |found: &str| format!("a size from 64MiB to 64TiB, such as 64MiB, found `{found}`");
+    let duration = |min: &str, found: &str| {
+        format!("a duration of at least {min}, such as 500ms, 10s or 24h, found `{found}`")
+    };
+    assert_eq!(value_problem("storage", "max_size", "63MiB"), size("63MiB"));
+    assert_eq!(value_problem("storage", "max_size", "65TiB"), size("65TiB"));
+    assert_eq!(value_problem("storage", "tombstone_life", "59s"), duration("1m", "59s"));
+    assert_eq!(value_problem("storage", "repair_interval", "99ms"), duration("100ms", "99ms"));
+    valid("storage: { max_size: 64MiB, tombstone_life: 1m, repair_interval: 100ms }");
+}
+
+#[test]
+fn namespaces() {
+    let long = "n".repeat(64);
+    for wrong in ["App", "a b", "-a", ".a", "_a", "a/b", "é", &long] {
+        assert_eq!(
+            problems(&format!("storage:\n  relaxed_namespaces:\n    - ok\n    - '{wrong}'\n")),
+            [format!(
+                "line 4: `storage.relaxed_namespaces`: expected a namespace: up to 63 lower-case letters, digits, `-`, `_` \
+                 or `.`, a letter or digit first, found `{wrong}`"
+            )]
+        );
+    }
+    let loaded = valid(&format!("storage: {{ relaxed_namespaces: [a, 0-b_c.d, {}] }}", &long[1..]));
+    assert_eq!(loaded.config.storage.relaxed_namespaces, ["a", "0-b_c.d", &long[1..]]);
 }
 
 #[test]

@@ -130,6 +130,35 @@ fn an_even_number_of_replicas_is_told() {
 }
 
 #[test]
+fn what_relaxed_writes_give_up_is_told_for_each_namespace() {
+    assert_eq!(
+        warnings(&with_peer("storage: { relaxed_namespaces: [cache, app.sessions] }")),
+        ["cache", "app.sessions"].map(|namespace| format!(
+            "writes of the namespace `{namespace}` are acknowledged before they are on disk: they survive the end of a \
+             process, but are lost if as many replicas as a quorum has lose power within some tenths of a second; list \
+             only namespaces whose keys can be made anew"
+        ))
+    );
+    assert!(warnings(&with_peer("storage: { relaxed_namespaces: [] }")).is_empty());
+}
+
+#[test]
+fn the_storage_has_a_folder_of_its_own() {
+    assert_eq!(
+        problems("node:\n  data_dir: /data\nstorage:\n  data_dir: /data\n"),
+        [
+            "line 4: `storage.data_dir`: /data is also that of `node.data_dir`; give the storage a folder of its own"
+        ]
+    );
+    assert_eq!(
+        problems("node: { data_dir: /data }\ndatabase: { data_dir: /data/storage }"),
+        [
+            "`storage.data_dir`: /data/storage is also that of `database.data_dir`; give the storage a folder of its own"
+        ]
+    );
+}
+
+#[test]
 fn keys_of_older_configurations_are_answered() {
     let text =
         with_peer("database:\n  rqlite_raft_port: 7001\n  rqlite_join_address: 'http://localhost:5001'\n");

@@ -7,7 +7,7 @@ use std::{
 
 use debros_config::{
     Admin, ByteSize, Cluster, Config, Database, Discovery, Interval, ListenAddress, LogFormat, Logging, Node,
-    NodeType, PeerAddress, Security, Tracing, Transport,
+    NodeType, PeerAddress, Security, Storage, Tracing, Transport,
 };
 use proptest::{
     collection::vec,
@@ -100,6 +100,26 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn storage()(
+        data_dir in option::of(path()),
+        relaxed_namespaces in vec("[a-z0-9][a-z0-9._-]{0,62}", 0..4),
+        bytes in (64_u64 << 20)..=(1 << 46),
+        tombstone_life in 60_000..=31_622_400_000_u64,
+        repair_interval in 100..=31_622_400_000_u64,
+    ) -> Storage {
+        // A folder of its own.
+        let data_dir = data_dir.map(|path| PathBuf::from(format!("storage {}", path.display())));
+        Storage {
+            data_dir,
+            relaxed_namespaces,
+            max_size: ByteSize::from_bytes(bytes),
+            tombstone_life: Interval::from_milliseconds(tombstone_life),
+            repair_interval: Interval::from_milliseconds(repair_interval),
+        }
+    }
+}
+
+prop_compose! {
     fn discovery()(
         bootstrap_peers in vec(peer(), 0..4),
         switches in any::<[bool; 4]>(),
@@ -150,14 +170,17 @@ proptest! {
     fn a_printed_configuration_reads_as_itself(
         node in node(),
         database in database(),
+        storage in storage(),
         discovery in discovery(),
         (security, logging, admin, tracing, cluster) in rest(),
     ) {
-        let mut config = Config { node, database, discovery, security, logging, admin, tracing, cluster };
+        let mut config =
+            Config { node, database, storage, discovery, security, logging, admin, tracing, cluster };
         let yaml = config.to_yaml();
         let loaded = Config::from_yaml(&yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
         prop_assert_eq!(&loaded.config.to_yaml(), &yaml);
         config.database.data_dir = Some(config.database_dir());
+        config.storage.data_dir = Some(config.storage_dir());
         prop_assert_eq!(loaded.config, config);
     }
 

@@ -12,7 +12,7 @@ use super::applier::Frozen;
 use super::journal::JournalBatch;
 use super::layers::{Layer, Layers};
 use super::tables::{failed, hint_key, parse_hint};
-use super::writer::{Answer, Done, Job, Toggle, Writer, answer};
+use super::writer::{Answer, Done, Job, Toggle, Writer, answer, refuse};
 use super::{Applied, Durability, Fence, Origin, Put, PutOutcome, StoreError, damaged, fence};
 use crate::kv::record::{Entry, Record};
 
@@ -43,6 +43,10 @@ struct Accepted {
 impl Writer {
     /// Carries out puts and hints; says whether the store goes on.
     pub(super) fn put_all(&mut self, jobs: Vec<Job>) -> bool {
+        if self.is_full() {
+            refuse(jobs, &StoreError::Full);
+            return true;
+        }
         let (mut relaxed, mut flushed) = (Vec::new(), Vec::new());
         for job in jobs {
             match job {
@@ -229,6 +233,12 @@ impl Writer {
             self.freeze();
         }
         true
+    }
+
+    /// Whether LMDB has had no room for what is in memory: more would fill the memory. Each tick tries again.
+    fn is_full(&self) -> bool {
+        let layers = self.layers.read();
+        layers.frozen.is_some() && layers.active.bytes() >= LAYER_BYTES_MAX
     }
 
     /// Lets a large layer go into LMDB.

@@ -19,6 +19,8 @@ use super::{PartitionStates, StoreError};
 const TABLES: u32 = 3;
 /// Snapshots at a time: the reader's, those from which trees are counted, and copies.
 const READERS_MAX: u32 = 2048;
+/// LMDB wants whole pages; no system in use has larger ones.
+const MAP_BYTES_UNIT: usize = 64 << 10;
 
 /// The keys of `state`.
 const LAYOUT: &[u8] = b"layout";
@@ -70,6 +72,7 @@ impl Tables {
 
     fn environment(folder: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, heed::Error> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        let map_bytes = map_bytes / MAP_BYTES_UNIT * MAP_BYTES_UNIT;
         options.map_size(map_bytes).max_dbs(TABLES).max_readers(READERS_MAX);
         // SAFETY: the folder is this node's own, which it locks; the files are changed by LMDB alone.
         unsafe { options.open(folder) }

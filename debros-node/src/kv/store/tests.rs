@@ -1,4 +1,5 @@
-//! The store against a map of greatest versions, over restarts, layers and collections.
+//! The store by itself, on real files: against a map of greatest versions, over restarts, layers and
+//! collections, and when there is no room.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +12,7 @@ use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
 use proptest::test_runner::Config;
 
 use super::reader::ScanLimits;
-use super::{Applied, Durability, Fence, Options, Origin, Put, PutOutcome, Store};
+use super::{Applied, Durability, Fence, Options, Origin, Put, PutOutcome, Store, StoreError};
 use crate::blocking::Blocking;
 use crate::kv::record::{Entry, Record, Version};
 
@@ -19,8 +20,7 @@ const LAYOUT: u64 = 3;
 const PAGE: ScanLimits = ScanLimits { entries: 100, bytes: 1 << 20, with_values: true };
 
 async fn open(folder: &Path) -> Store {
-    let options = Options { map_bytes: 1 << 30, ..Default::default() };
-    Store::open(folder, Blocking::Threads, options).await.expect("a store")
+    Store::open(folder, Blocking::Threads, Options::default().with_map_bytes(1 << 30)).await.expect("a store")
 }
 
 async fn reopen(store: Store, folder: &Path) -> Store {
@@ -213,6 +213,41 @@ async fn a_listing_is_in_key_order_and_goes_on_where_it_ended() {
     }
     seen.sort();
     assert_eq!(seen, keys[100..200]);
+}
+
+#[tokio::test]
+async fn a_full_store_refuses_and_goes_on_when_it_may_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    // No multiple of a page, as a size in a configuration may be.
+    let small = Options::default().with_map_bytes((1 << 20) + 1);
+    let store = Store::open(folder.path(), Blocking::Threads, small.clone()).await.expect("a store");
+    store.adopt(v1::StorageLayout { version: LAYOUT, ..Default::default() }, false).await.expect("adopted");
+    let value = "v".repeat(1_000_000);
+    let origin = Origin::Coordinator(LAYOUT);
+    let mut acknowledged = 0;
+    let refused = loop {
+        let put = Put { entry: entry(&format!("key-{acknowledged}"), 5, &value) };
+        match store.put(origin, Durability::Flushed, vec![put]).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 200, "what waits in memory has a limit");
+    };
+    assert!(matches!(refused, StoreError::Full), "{refused}");
+    let all_there = async |store: &Store| {
+        for number in 0..acknowledged {
+            assert!(get(store, &format!("key-{number}")).await.is_some(), "{number} of {acknowledged}");
+        }
+        assert!(get(store, &format!("key-{acknowledged}")).await.is_none());
+    };
+    all_there(&store).await;
+    store.close(&Blocking::Threads, Duration::from_secs(10)).await;
+    let again = Store::open(folder.path(), Blocking::Threads, small).await;
+    let error = again.err().expect("no room for what is in the journal").to_string();
+    assert!(error.contains("raise storage.max_size"), "{error}");
+    let store = open(folder.path()).await;
+    all_there(&store).await;
+    assert_eq!(put(&store, origin, entry("one more", 6, &value)).await, PutOutcome::Stored);
 }
 
 #[tokio::test]
