@@ -12,6 +12,8 @@ pub(crate) enum Simulation {
     /// Three nodes and clients of the SQL database, under faults: one process per seed. A failing seed
     /// prints how to repeat it and joins the corpus.
     Sql(Seeds),
+    /// Nodes that join and leave, and clients of the key-value storage, under faults.
+    Kv(Seeds),
     /// The same with one bug planted after the other: each must be caught.
     Planted(Seeds),
     /// Many nodes that know one address, until each is a member and knows all others.
@@ -46,6 +48,7 @@ pub(crate) struct Seeds {
 pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     let (name, seeds) = match simulation {
         Simulation::Sql(seeds) => ("sql", Some(seeds)),
+        Simulation::Kv(seeds) => ("kv", Some(seeds)),
         Simulation::Planted(seeds) => ("planted", Some(seeds)),
         Simulation::Mesh { .. } => ("mesh", None),
     };

@@ -11,9 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::planted::Bug;
+use crate::sql::Scenario;
 
-/// Seeds that once failed, one a line, so that every later run tries them first.
-const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/sql.txt");
+/// Seeds that once failed, one a line, so that every later run tries them first: a file per scenario.
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus");
 /// Of what a process that failed wrote to standard error.
 const ERROR_LINES_TOLD: usize = 12;
 /// Finished runs that wait to be told.
@@ -22,6 +23,8 @@ const FINISHED_MAX: usize = 64;
 /// What to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
+    /// What the clients ask for.
+    pub(crate) scenario: Scenario,
     /// In this order.
     pub(crate) seeds: Vec<u64>,
     /// How long the clients work in each.
@@ -52,29 +55,34 @@ pub(crate) struct Recorded {
     pub(crate) work: Duration,
 }
 
+fn corpus_file(scenario: Scenario) -> String {
+    format!("{CORPUS}/{}.txt", scenario.name())
+}
+
 /// The recorded seeds.
-pub(crate) fn corpus() -> Result<Vec<Recorded>, String> {
-    let text = std::fs::read_to_string(CORPUS).map_err(|error| format!("{CORPUS}: {error}"))?;
+pub(crate) fn corpus(scenario: Scenario) -> Result<Vec<Recorded>, String> {
+    let file = corpus_file(scenario);
+    let text = std::fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
     lines
         .filter(|line| !line.is_empty())
         .map(|line| {
-            let (seed, seconds) = line.split_once(' ').ok_or_else(|| format!("{CORPUS}: {line}"))?;
+            let (seed, seconds) = line.split_once(' ').ok_or_else(|| format!("{file}: {line}"))?;
             let number =
-                |text: &str| text.trim().parse::<u64>().map_err(|error| format!("{CORPUS}: {line}: {error}"));
+                |text: &str| text.trim().parse::<u64>().map_err(|error| format!("{file}: {line}: {error}"));
             Ok(Recorded { seed: number(seed)?, work: Duration::from_secs(number(seconds)?) })
         })
         .collect()
 }
 
-fn record(seed: u64, work: Duration) -> Result<(), String> {
-    let recorded = corpus()?;
+fn record(scenario: Scenario, seed: u64, work: Duration) -> Result<(), String> {
+    let (file, recorded) = (corpus_file(scenario), corpus(scenario)?);
     if recorded.contains(&Recorded { seed, work }) {
         return Ok(());
     }
-    let mut text = std::fs::read_to_string(CORPUS).map_err(|error| format!("{CORPUS}: {error}"))?;
+    let mut text = std::fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
     text.push_str(&format!("{seed} {}\n", work.as_secs()));
-    std::fs::write(CORPUS, text).map_err(|error| format!("{CORPUS}: {error}"))
+    std::fs::write(&file, text).map_err(|error| format!("{file}: {error}"))
 }
 
 /// Runs all and tells of each; failing seeds join the corpus.
@@ -93,7 +101,7 @@ pub(crate) fn all_must_pass(batch: &Batch) -> Result<(), String> {
         return Ok(());
     }
     if batch.planted.is_none() {
-        failed.iter().try_for_each(|seed| record(*seed, batch.work))?;
+        failed.iter().try_for_each(|seed| record(batch.scenario, *seed, batch.work))?;
     }
     Err(format!("failed: {failed:?}"))
 }
@@ -112,7 +120,8 @@ pub(crate) fn first_failure(batch: &Batch) -> Result<Option<String>, String> {
 
 fn repeat(seed: u64, batch: &Batch) -> String {
     let planted = batch.planted.map(|bug| format!(" --planted {}", bug.name())).unwrap_or_default();
-    format!("cargo xtask sim sql --seeds 1 --start {seed} --secs {}{planted}", batch.work.as_secs())
+    let (name, secs) = (batch.scenario.name(), batch.work.as_secs());
+    format!("cargo xtask sim {name} --seeds 1 --start {seed} --secs {secs}{planted}")
 }
 
 /// Runs the seeds and gives each end, in order, to `tell`, until that says to stop.
@@ -159,6 +168,7 @@ pub(crate) fn run(batch: &Batch, mut tell: impl FnMut(Ended) -> bool) -> Result<
 pub(crate) fn one(program: &Path, seed: u64, batch: &Batch) -> Ended {
     let mut command = Command::new(program);
     command.args(["one", &seed.to_string(), "--secs", &batch.work.as_secs().to_string()]);
+    command.args(["--scenario", batch.scenario.name()]);
     if let Some(bug) = batch.planted {
         command.args(["--planted", bug.name()]);
     }

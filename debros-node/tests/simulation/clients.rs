@@ -76,7 +76,7 @@ pub(crate) struct Worker {
     pub(crate) history: History,
 }
 
-fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     turmoil::sim_elapsed().unwrap_or_default()
 }
 
@@ -161,7 +161,7 @@ fn numbers(result: QueryResult) -> Vec<i64> {
     result.rows.iter().flatten().filter_map(debros_sdk::Value::as_i64).collect()
 }
 
-fn not_done(error: &Error) -> Outcome {
+pub(crate) fn not_done(error: &Error) -> Outcome {
     let text = format!("{}: {error}", error.kind());
     let explained = matches!(
         error.kind(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::batch::{self, Batch};
 use crate::planted::Bug;
-use crate::sql::Options;
+use crate::sql::{Options, Scenario};
 use crate::{mesh, short, sql};
 
 /// How long the clients work in a run of the long form.
@@ -20,15 +20,17 @@ const STACK_BYTES: usize = 64 << 20;
 const WALL_SECONDS_MAX: u32 = 600;
 
 const USAGE: &str = "\
-usage: simulation sql [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
-       simulation planted [--seeds N] [--start S] [--secs T] [--planted BUG]
+usage: simulation sql|kv [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
+       simulation planted [--seeds N] [--start S] [--secs T] [--planted BUG] [--scenario NAME]
        simulation mesh [--nodes N]
        simulation                                          the short run";
 
 /// Does what the arguments say.
 pub(crate) fn run(arguments: &[String]) -> ExitCode {
     let outcome = match arguments.first().map(String::as_str) {
-        Some("sql") => batch(&arguments[1..]).and_then(|batch| batch::all_must_pass(&batch)),
+        Some(name) if let Some(scenario) = Scenario::named(name) => {
+            batch(scenario, &arguments[1..]).and_then(|batch| batch::all_must_pass(&batch))
+        }
         Some("planted") => planted(&arguments[1..]),
         Some("mesh") => {
             option(&arguments[1..], "--nodes", 100).and_then(|nodes| alone(move || mesh::run(nodes)))
@@ -65,11 +67,17 @@ fn bug(arguments: &[String]) -> Result<Option<Bug>, String> {
     Ok(Some(bug))
 }
 
-fn batch(arguments: &[String]) -> Result<Batch, String> {
+fn scenario(arguments: &[String]) -> Result<Scenario, String> {
+    let name: String = option(arguments, "--scenario", Scenario::default().name().to_owned())?;
+    Scenario::named(&name).ok_or_else(|| format!("there is no scenario {name}\n{USAGE}"))
+}
+
+fn batch(scenario: Scenario, arguments: &[String]) -> Result<Batch, String> {
     let start = option(arguments, "--start", 1)?;
     let seeds = option(arguments, "--seeds", 20)?;
     let histories: String = option(arguments, "--histories", String::new())?;
     Ok(Batch {
+        scenario,
         seeds: (start..start + seeds).collect(),
         work: Duration::from_secs(option(arguments, "--secs", WORK_DEFAULT.as_secs())?),
         planted: bug(arguments)?,
@@ -82,11 +90,14 @@ fn planted(arguments: &[String]) -> Result<(), String> {
     let start = option(arguments, "--start", 1)?;
     let seeds = option(arguments, "--seeds", PLANTED_SEEDS)?;
     let work = Duration::from_secs(option(arguments, "--secs", WORK_DEFAULT.as_secs())?);
-    let bugs = bug(arguments)?.map_or_else(|| Bug::ALL.to_vec(), |bug| vec![bug]);
+    let all = arguments.iter().all(|argument| argument != "--scenario");
+    let only = scenario(arguments)?;
+    let asked = Bug::ALL.into_iter().filter(|bug| all || bug.scenario() == only).collect();
+    let bugs = bug(arguments)?.map_or(asked, |bug| vec![bug]);
     let mut missed = Vec::new();
     for bug in bugs {
-        let batch =
-            Batch { seeds: (start..start + seeds).collect(), work, planted: Some(bug), histories: None };
+        let seeds = (start..start + seeds).collect();
+        let batch = Batch { scenario: bug.scenario(), seeds, work, planted: Some(bug), histories: None };
         match batch::first_failure(&batch)? {
             Some(line) => println!("{}: caught by {line}", bug.name()),
             None => missed.push(bug.name()),
@@ -103,10 +114,10 @@ fn planted(arguments: &[String]) -> Result<(), String> {
 fn one(arguments: &[String]) -> Result<(), String> {
     let seed = arguments.first().and_then(|text| text.parse().ok()).ok_or(USAGE)?;
     let work = Duration::from_secs(option(arguments, "--secs", WORK_DEFAULT.as_secs())?);
-    let planted = bug(arguments)?;
+    let (scenario, planted) = (scenario(arguments)?, bug(arguments)?);
     let history: String = option(arguments, "--history", String::new())?;
     alone(move || {
-        let report = sql::run(Options { seed, work, planted });
+        let report = sql::run(Options { scenario, seed, work, planted });
         if !history.is_empty() {
             std::fs::write(&history, &report.history).map_err(|error| format!("{history}: {error}"))?;
         }

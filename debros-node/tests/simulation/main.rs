@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo test -p debros-node --test simulation            the short run
-//! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one
+//! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one; also `kv`
 //! ```
 //!
 //! The production parts run unchanged: nodes, SDK clients, gRPC, Raft, the log store, SQLite. What is
@@ -21,6 +21,7 @@ mod disk;
 mod faults;
 mod history;
 mod hooks;
+mod kv;
 mod machine;
 mod mesh;
 mod planted;

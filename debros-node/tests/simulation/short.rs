@@ -5,19 +5,27 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::batch::{self, Batch};
+use crate::kv;
+use crate::sql::Scenario;
 
 /// How long the clients of the short run work.
 const WORK: Duration = Duration::from_secs(15);
 /// Seeds of the short run.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
+/// Seeds of the short run of the storage.
+const STORAGE_SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
 /// Nodes of the short run.
 const NODES: usize = 30;
 
 type Check = fn() -> Result<(), String>;
-const CHECKS: [(&str, Check); 4] = [
+const CHECKS: [(&str, Check); 8] = [
     ("recorded_seeds_pass", recorded_seeds_pass),
     ("seeds_pass", seeds_pass),
     ("a_seed_gives_the_same_history_twice", a_seed_gives_the_same_history_twice),
+    ("known_histories_of_kv_are_told_apart", kv::known_histories_are_told_apart),
+    ("recorded_seeds_of_kv_pass", recorded_seeds_of_kv_pass),
+    ("seeds_of_kv_pass", seeds_of_kv_pass),
+    ("a_seed_of_kv_gives_the_same_history_twice", a_seed_of_kv_gives_the_same_history_twice),
     ("thirty_nodes_find_each_other", thirty_nodes_find_each_other),
 ];
 
@@ -42,25 +50,45 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
 }
 
-fn batch(seeds: Vec<u64>, work: Duration) -> Batch {
-    Batch { seeds, work, planted: None, histories: None }
+fn batch(scenario: Scenario, seeds: Vec<u64>, work: Duration) -> Batch {
+    Batch { scenario, seeds, work, planted: None, histories: None }
+}
+
+fn recorded_pass(scenario: Scenario) -> Result<(), String> {
+    let mut seeds: BTreeMap<Duration, Vec<u64>> = BTreeMap::new();
+    for recorded in batch::corpus(scenario)? {
+        seeds.entry(recorded.work).or_default().push(recorded.seed);
+    }
+    seeds.into_iter().try_for_each(|(work, seeds)| batch::all_must_pass(&batch(scenario, seeds, work)))
 }
 
 fn recorded_seeds_pass() -> Result<(), String> {
-    let mut seeds: BTreeMap<Duration, Vec<u64>> = BTreeMap::new();
-    for recorded in batch::corpus()? {
-        seeds.entry(recorded.work).or_default().push(recorded.seed);
-    }
-    seeds.into_iter().try_for_each(|(work, seeds)| batch::all_must_pass(&batch(seeds, work)))
+    recorded_pass(Scenario::Sql)
 }
 
 fn seeds_pass() -> Result<(), String> {
-    batch::all_must_pass(&batch(SEEDS.collect(), WORK))
+    batch::all_must_pass(&batch(Scenario::Sql, SEEDS.collect(), WORK))
+}
+
+fn recorded_seeds_of_kv_pass() -> Result<(), String> {
+    recorded_pass(Scenario::Kv)
+}
+
+fn seeds_of_kv_pass() -> Result<(), String> {
+    batch::all_must_pass(&batch(Scenario::Kv, STORAGE_SEEDS.collect(), WORK))
 }
 
 fn a_seed_gives_the_same_history_twice() -> Result<(), String> {
+    same_history_twice(Scenario::Sql)
+}
+
+fn a_seed_of_kv_gives_the_same_history_twice() -> Result<(), String> {
+    same_history_twice(Scenario::Kv)
+}
+
+fn same_history_twice(scenario: Scenario) -> Result<(), String> {
     let mut lines = Vec::new();
-    batch::run(&batch(vec![*SEEDS.start(); 2], WORK), |ended| {
+    batch::run(&batch(scenario, vec![*SEEDS.start(); 2], WORK), |ended| {
         // Everything but the real time it took.
         lines.push(ended.line.split(" wall ").next().unwrap_or_default().to_owned());
         true

@@ -1,4 +1,5 @@
 //! Scenario `sql`: three nodes, clients with exactly-once sessions, and whatever the seed lets go wrong.
+//! Also what all scenarios are run with.
 
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use crate::clients::{Worker, connect, set_up};
 use crate::convergence::{observe, undecided};
 use crate::dice::Dice;
 use crate::faults::Faults;
-use crate::hooks;
-use crate::machine::{Tuning, name};
+use crate::machine::{StorageTuning, Tuning, name};
+use crate::{hooks, kv};
 use crate::planted::Bug;
 use crate::report::Report;
 use crate::world::World;
@@ -23,9 +24,34 @@ const OBSERVED_WITHIN: Duration = Duration::from_secs(90);
 /// Violations that are told; the first is the one to look at.
 const VIOLATIONS_TOLD: usize = 5;
 
+/// What the clients ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    #[default]
+    Sql,
+    Kv,
+}
+
+impl Scenario {
+    /// As it is named on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sql => "sql",
+            Self::Kv => "kv",
+        }
+    }
+
+    /// The scenario with that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Sql, Self::Kv].into_iter().find(|scenario| scenario.name() == name)
+    }
+}
+
 /// What is run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
+    /// What the clients ask for.
+    pub(crate) scenario: Scenario,
     /// Everything follows from it.
     pub(crate) seed: u64,
     /// How long the clients work, in simulated time.
@@ -40,6 +66,9 @@ pub(crate) fn run(options: Options) -> Report {
     if let Some(bug) = options.planted {
         bug.plant();
     }
+    if options.scenario == Scenario::Kv {
+        return kv::run(options);
+    }
     let tuning = Tuning {
         bootstrap_nodes: NODES,
         durable_after_entries: 100,
@@ -47,6 +76,7 @@ pub(crate) fn run(options: Options) -> Report {
         show_interval: Duration::from_millis(25),
         step: Duration::from_millis(1),
         acknowledge_before_fsync: options.planted == Some(Bug::AcknowledgeBeforeFsync),
+        storage: StorageTuning::default(),
     };
     let started = hooks::wall_clock();
     let mut run =
