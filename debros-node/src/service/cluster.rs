@@ -360,6 +360,9 @@ impl ClusterService {
         if let Some(database) = map.databases().find(placed) {
             return Some(format!("a replica of {}/{}", database.namespace, database.name));
         }
+        if map.holds_storage(node) {
+            return Some("keys of the storage".to_owned());
+        }
         for id in self.parts.groups.log().groups() {
             let database = map.databases().find(|database| database.group == id);
             let name = match database {
