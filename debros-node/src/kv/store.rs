@@ -51,7 +51,7 @@ pub struct Options {
     /// The environment's address space, and so the most that it can hold. It takes no memory and no disk
     /// until it is used.
     pub map_bytes: usize,
-    /// Acknowledge before the flush: a bug to plant.
+    /// Planted bug: a transaction is flushed with the next one, so power loss loses acknowledged writes.
     #[cfg(feature = "planted-bugs")]
     pub acknowledge_before_fsync: bool,
 }
@@ -63,6 +63,18 @@ impl Default for Options {
             #[cfg(feature = "planted-bugs")]
             acknowledge_before_fsync: false,
         }
+    }
+}
+
+impl Options {
+    #[cfg(feature = "planted-bugs")]
+    fn acknowledges_early(&self) -> bool {
+        self.acknowledge_before_fsync
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    fn acknowledges_early(&self) -> bool {
+        false
     }
 }
 
@@ -193,7 +205,7 @@ impl Store {
         let loading = states.clone();
         let (tables, hinted) = blocking
             .run(move || {
-                let tables = Tables::open(&opened, opening.map_bytes)?;
+                let tables = Tables::open(&opened, &opening)?;
                 let hinted = tables.load(&loading)?;
                 Ok::<_, StoreError>((tables, hinted))
             })

@@ -20,7 +20,7 @@ use crate::report::Report;
 use crate::sql::Options;
 use crate::world::{Action, World};
 
-use clients::{Notes, Operator, Worker, read_all, wait_for_storage};
+use clients::{Notes, Operator, Worker, keys, read_all, wait_for_storage};
 use history::Operations;
 
 pub(crate) use checker::known_histories_are_told_apart;
@@ -183,7 +183,7 @@ impl Run {
         let mut names = Vec::new();
         for number in 0..CLIENTS {
             let dice = Dice::new(self.options.seed, CLIENT_DICE + number as u64);
-            let worker = Worker { number, nodes: NODES, end, dice, notes: self.notes.clone() };
+            let worker = Worker { number, nodes: NODES, end, dice, keys: keys(), notes: self.notes.clone() };
             names.push(format!("client-{number}"));
             self.world.client(&names[number], worker.run());
         }

@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 
 use debros_proto::v1;
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RwTxn, WithoutTls};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RwTxn, WithoutTls};
 use prost::Message;
 
-use super::{PartitionStates, StoreError};
+use super::{Options, PartitionStates, StoreError};
 
 /// Tables of the environment.
 const TABLES: u32 = 3;
@@ -44,10 +44,10 @@ pub(super) fn failed(error: heed::Error) -> StoreError {
 }
 
 impl Tables {
-    pub(super) fn open(folder: &Path, map_bytes: usize) -> Result<Self, StoreError> {
+    pub(super) fn open(folder: &Path, opening: &Options) -> Result<Self, StoreError> {
         let cannot = |reason: String| StoreError::Open { folder: folder.to_owned(), reason };
         std::fs::create_dir_all(folder).map_err(|error| cannot(error.to_string()))?;
-        let env = Self::environment(folder, map_bytes).map_err(|error| cannot(error.to_string()))?;
+        let env = Self::environment(folder, opening).map_err(|error| cannot(error.to_string()))?;
         // The files' names are durable before anything is acknowledged.
         for named in [Some(folder), folder.parent()].into_iter().flatten() {
             let synced = std::fs::File::open(named).and_then(|file| file.sync_all());
@@ -64,9 +64,13 @@ impl Tables {
         Ok(Self { env, data, hints, state })
     }
 
-    fn environment(folder: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, heed::Error> {
+    fn environment(folder: &Path, opening: &Options) -> Result<Env<WithoutTls>, heed::Error> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
-        options.map_size(map_bytes).max_dbs(TABLES).max_readers(READERS_MAX);
+        options.map_size(opening.map_bytes).max_dbs(TABLES).max_readers(READERS_MAX);
+        if opening.acknowledges_early() {
+            // SAFETY: it risks the data, and that is the bug.
+            unsafe { options.flags(EnvFlags::NO_SYNC) };
+        }
         // SAFETY: the folder is this node's own, which it locks; the files are changed by LMDB alone.
         unsafe { options.open(folder) }
     }

@@ -119,6 +119,10 @@ impl Writer {
 
     fn transaction(&mut self, jobs: Vec<Job>) -> bool {
         let tables = self.tables.clone();
+        if self.options.acknowledges_early() {
+            // The transaction before this one: it was not flushed when it was acknowledged.
+            let _ = tables.env.force_sync();
+        }
         let mut effects = Effects::default();
         let mut txn = match tables.env.write_txn() {
             Ok(txn) => txn,
@@ -136,7 +140,6 @@ impl Writer {
                 return true;
             }
         }
-        self.before_flush(&mut effects);
         match txn.commit().map_err(failed) {
             Ok(()) => self.settle(effects),
             Err(error) => {
@@ -149,18 +152,6 @@ impl Writer {
             }
         }
         true
-    }
-
-    #[cfg(feature = "planted-bugs")]
-    fn before_flush(&self, effects: &mut Effects) {
-        if self.options.acknowledge_before_fsync {
-            effects.answers.drain(..).for_each(|answer| answer(Ok(())));
-        }
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    fn before_flush(&self, _effects: &mut Effects) {
-        let Options { map_bytes: _ } = self.options;
     }
 
     /// The transaction is on disk.

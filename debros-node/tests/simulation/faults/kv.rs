@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use debros_proto::layout::Phase;
+
 use super::{Faults, LASTS_LONG_MS, LASTS_MS};
 use crate::machine::{Board, name};
 use crate::world::Action;
@@ -11,6 +13,8 @@ use crate::world::Action;
 const META: &str = "";
 /// How far a clock may be off, in milliseconds: hardly noticed, clearly wrong, an hour.
 const CLOCKS_AHEAD_MS: [i64; 6] = [-200, 200, -1500, 1500, -3_600_000, 3_600_000];
+/// Replicas of each key.
+const REPLICAS: usize = 3;
 /// What a replaced drive takes with it.
 const STORAGE: &str = "storage";
 
@@ -39,9 +43,19 @@ impl Faults {
             14 => self.two_down(now, end, victim),
             15 => self.wrong_clock(now, end, victim),
             16 => self.cut_off_from_the_map(now, end, victim, board),
-            _ if !self.forgot => self.lose_storage(now, end, victim),
+            _ if !self.forgot && self.others_have_it(board) => self.lose_storage(now, end, victim),
             _ => self.ordered_stop(now, end, victim),
         }
+    }
+
+    /// Whether all nodes act under a settled layout in which each key has its replicas.
+    fn others_have_it(&self, board: &Board) -> bool {
+        let layouts = (0..self.nodes).filter_map(|node| Some(board.engine(node)?.layout));
+        let settled = layouts.map(|layout| {
+            layout.phase() == Phase::Stable && layout.current.is_some_and(|set| set.nodes.len() >= REPLICAS)
+        });
+        let settled: Vec<bool> = settled.collect();
+        settled.len() >= REPLICAS && !settled.contains(&false)
     }
 
     fn wrong_clock(&mut self, now: Duration, end: Duration, node: usize) {
@@ -59,7 +73,8 @@ impl Faults {
         self.partition(now, end, node, &[name(leader)]);
     }
 
-    /// A node comes back without its storage. Once in a run: more would be data loss by right.
+    /// A node comes back without its storage. Once in a run, and not before every key has three replicas:
+    /// more would be data loss by right.
     fn lose_storage(&mut self, now: Duration, end: Duration, node: usize) {
         self.forgot = true;
         self.at(now, Action::Kill(node));

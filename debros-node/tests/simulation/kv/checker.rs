@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use debros_sdk::Version;
 
-use super::clients::{KEYS, key};
+use super::clients::keys;
 use super::history::{Found, Operation, Outcome, Request};
 use crate::machine::EPOCH;
 
@@ -43,10 +43,13 @@ pub(crate) fn judge(operations: &[Operation]) -> Vec<String> {
     let mut wrong = Vec::new();
     for operation in operations {
         if let Outcome::Broken(error) = &operation.outcome {
-            wrong.push(format!("an error that no fault explains: {error} for {operation:?}"));
+            let (client, request) = (operation.client, &operation.request);
+            wrong.push(format!(
+                "client {client} got an error that no fault explains: {error} for {request:?}"
+            ));
         }
     }
-    (0..KEYS).for_each(|number| KeyHistory::of(&key(number), operations).judge(&mut wrong));
+    keys().iter().for_each(|key| KeyHistory::of(key, operations).judge(&mut wrong));
     wrong
 }
 
@@ -164,7 +167,7 @@ impl<'o> KeyHistory<'o> {
 /// The checker is held to histories whose verdicts are known.
 pub(crate) fn known_histories_are_told_apart() -> Result<(), String> {
     let version = |clock: u64| Version { clock: (EPOCH.as_millis() as u64 + clock) << COUNTER_BITS, node: 1 };
-    let at = Duration::from_millis;
+    let (at, first) = (Duration::from_millis, keys().swap_remove(0));
     let operation = |began: u64, request: Request, outcome: Outcome| Operation {
         client: 0,
         began: at(began),
@@ -172,20 +175,20 @@ pub(crate) fn known_histories_are_told_apart() -> Result<(), String> {
         request,
         outcome,
     };
-    let put = |began: u64| Request::Put { key: key(0), value: began.to_string() };
+    let put = |began: u64| Request::Put { key: first.clone(), value: began.to_string() };
     let write = |began: u64| operation(began, put(began), Outcome::Written(version(began)));
     let delete =
-        |began: u64| operation(began, Request::Delete { key: key(0) }, Outcome::Written(version(began)));
+        |began: u64| operation(began, Request::Delete { key: first.clone() }, Outcome::Written(version(began)));
     let get = |began: u64, of: Option<u64>| {
         let found = of.map(|of| (version(of), of.to_string()));
-        operation(began, Request::Get { key: key(0) }, Outcome::Found(found))
+        operation(began, Request::Get { key: first.clone() }, Outcome::Found(found))
     };
     let list = |began: u64, next: Option<String>| {
         let request = Request::List { after: None, limit: 1 };
         operation(began, request, Outcome::Listed(BTreeMap::new(), next))
     };
     let lost = |began: u64| {
-        let request = Request::Delete { key: key(0) };
+        let request = Request::Delete { key: first.clone() };
         operation(began, request, Outcome::Unknown("no answer".to_owned()))
     };
     let broken = |began: u64| operation(began, put(began), Outcome::Broken("?".to_owned()));

@@ -1,29 +1,37 @@
-//! The clients of scenario `kv`: applications that use the SDK, unchanged, on so few keys that they meet.
+//! The clients of scenario `kv`: applications that use the SDK, unchanged, on so few keys that they meet. Some
+//! keys are left alone for long enough that their deletions are forgotten.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use debros_sdk::{Client, Cursor, Error, ErrorKind, ListOptions, Page, RemoteStorage, Storage};
+use debros_proto::layout::{partition_of, partitions_of};
+use debros_sdk::{Cursor, Error, ErrorKind, ListOptions, Page, RemoteStorage, Storage};
 use tokio::time::sleep;
 
 use super::history::{Found, Operation, Operations, Outcome, Request};
-use crate::clients::{connect, not_done, now};
+use crate::clients::{APPLICATION, connect, not_done, now};
 use crate::dice::Dice;
 use crate::history::{self, History};
 use crate::machine::Board;
 
-/// Keys: so few that clients meet, so many that they lie in many partitions.
-pub(crate) const KEYS: usize = 10;
+/// Keys: the first ones are so few that clients meet.
+const KEYS: usize = 36;
+const BUSY_KEYS: usize = 12;
+/// Of the partitions of the namespace so many are used, that several keys share each.
+const PARTITIONS_USED: usize = 6;
 /// A page has fewer keys than there are, sometimes.
-const PAGE_KEYS: [u32; 3] = [3, 6, 100];
+const PAGE_KEYS: [u32; 3] = [5, 12, 100];
 /// Pause before what failed is asked for again.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// The name of a key.
-pub(crate) fn key(number: usize) -> String {
-    format!("key-{number:02}")
+/// The names of the keys.
+pub(crate) fn keys() -> Vec<String> {
+    let mut used = partitions_of(APPLICATION);
+    used.truncate(PARTITIONS_USED);
+    let names = (0..).map(|number: usize| format!("key-{number:03}"));
+    names.filter(|key| used.contains(&partition_of(APPLICATION, key))).take(KEYS).collect()
 }
 
 /// Where what is seen is written down.
@@ -51,6 +59,7 @@ pub(crate) struct Worker {
     pub(crate) nodes: usize,
     pub(crate) end: Duration,
     pub(crate) dice: Dice,
+    pub(crate) keys: Vec<String>,
     pub(crate) notes: Notes,
 }
 
@@ -75,7 +84,8 @@ impl Worker {
     }
 
     fn draw(&mut self, write: u64, page: Option<String>) -> Request {
-        let key = key(self.dice.below(KEYS as u64) as usize);
+        let few = if self.dice.once_in(3) { KEYS } else { BUSY_KEYS };
+        let key = self.dice.pick(&self.keys[..few]).clone();
         match self.dice.below(16) {
             0..5 => Request::Put { key, value: format!("{}-{write}", self.number) },
             5..7 => Request::Delete { key },
@@ -122,7 +132,7 @@ fn listed(page: Page) -> Outcome {
 pub(crate) async fn read_all(client: usize, nodes: usize, notes: Notes) -> turmoil::Result {
     let connected = connect(client, nodes).await?;
     let storage = connected.storage();
-    let gets = (0..KEYS).map(|number| Request::Get { key: key(number) });
+    let gets = keys().into_iter().map(|key| Request::Get { key });
     for request in gets.chain([Request::List { after: None, limit: 100 }]) {
         loop {
             let outcome = notes.carry_out(client, &storage, request.clone()).await;
@@ -173,15 +183,11 @@ impl Operator {
             sleep(AGAIN_AFTER).await;
         }
         self.left.set(true);
-        close(client).await;
+        client.close().await;
         Ok(())
     }
 }
 
 fn has_left(answer: Result<u64, Error>) -> bool {
     answer.map_or_else(|error| error.kind() == ErrorKind::NotFound, |_| true)
-}
-
-async fn close(client: Client) {
-    client.close().await;
 }
