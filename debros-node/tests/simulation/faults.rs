@@ -35,6 +35,7 @@ pub(crate) struct Faults {
     next: Duration,
     forgot: bool,
     count: usize,
+    gone: Option<usize>,
     draw: Draw,
 }
 
@@ -45,12 +46,27 @@ impl Faults {
     /// Faults from `begin` on.
     pub(crate) fn new(seed: u64, nodes: usize, clients: Vec<String>, begin: Duration) -> Self {
         let dice = Dice::new(seed, FAULT_DICE);
-        Self { dice, nodes, clients, script: BTreeMap::new(), next: begin, forgot: false, count: 0, draw: Self::draw }
+        Self {
+            dice,
+            nodes,
+            clients,
+            script: BTreeMap::new(),
+            next: begin,
+            forgot: false,
+            count: 0,
+            gone: None,
+            draw: Self::draw,
+        }
     }
 
     /// Those of the key-value storage instead.
     pub(crate) fn of_storage(self) -> Self {
         Self { draw: Self::draw_of_storage, ..self }
+    }
+
+    /// A node is there no more.
+    pub(crate) fn node_leaves(&mut self, node: usize) {
+        self.gone = Some(node);
     }
 
     /// There is one more node.

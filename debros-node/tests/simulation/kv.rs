@@ -70,7 +70,7 @@ pub(crate) fn run(options: Options) -> Report {
     let started = hooks::wall_clock();
     let world = World::new(options.seed, NODES, tuning);
     let notes = Notes { operations: Operations::default(), history: world.history().clone() };
-    let mut run = Run { options, world, notes, faults: 0, converged: Duration::ZERO };
+    let mut run = Run { options, world, notes, faults: 0, layouts: 0, converged: Duration::ZERO };
     let mut violations = run.through();
     violations.truncate(VIOLATIONS_TOLD);
     let operations = run.notes.operations.all();
@@ -80,7 +80,7 @@ pub(crate) fn run(options: Options) -> Report {
         operations: operations.len(),
         acknowledged: operations.iter().filter(|operation| operation.is_done()).count(),
         faults: run.faults,
-        installs: 0,
+        beside: ("layouts", run.layouts),
         simulated: run.world.elapsed(),
         converged: run.converged,
         wall: hooks::wall_clock() - started,
@@ -115,7 +115,7 @@ impl Plan {
             begin + dice.milliseconds(from.as_millis() as u64, to.as_millis() as u64)
         };
         let (first, second, leaves, gone) =
-            (between(5, 35), between(10, 50), between(40, 75), between(10, 60));
+            (between(5, 35), between(10, 50), between(30, 75), between(10, 60));
         let mut joins = BTreeMap::new();
         for number in 0..1 + dice.below(JOIN_MAX) {
             let lasts = dice.milliseconds(LATE_MS.0, LATE_MS.1);
@@ -146,6 +146,8 @@ struct Run {
     world: World,
     notes: Notes,
     faults: usize,
+    /// The version of the layout at the end.
+    layouts: u64,
     converged: Duration,
 }
 
@@ -228,6 +230,7 @@ impl Run {
                 self.world.act(&action);
             }
             if left.take() {
+                faults.node_leaves(plan.leaver);
                 self.world.act(&Action::Retire(plan.leaver));
             }
             self.faults = faults.count();
@@ -237,13 +240,14 @@ impl Run {
     }
 
     fn observe(&mut self) -> Result<(), String> {
-        let verdict = convergence::Verdict::new(std::cell::RefCell::new(Err("nothing was looked at".to_owned())));
+        let verdict =
+            convergence::Verdict::new(std::cell::RefCell::new(Err("nothing was looked at".to_owned())));
         let (machines, board) = (self.world.present(), self.world.board().clone());
         self.world.client("observer", convergence::observe(machines, board, verdict.clone()));
         self.until(OBSERVED_WITHIN)?;
-        let layout =
-            verdict.borrow().clone().map_err(|reason| format!("the storage is not whole again: {reason}"))?;
-        self.world.history().note(self.world.elapsed(), &format!("whole under layout {layout}"));
+        let looked = verdict.borrow().clone();
+        self.layouts = looked.map_err(|reason| format!("the storage is not whole again: {reason}"))?;
+        self.world.history().note(self.world.elapsed(), &format!("whole under layout {}", self.layouts));
         Ok(())
     }
 

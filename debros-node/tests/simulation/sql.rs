@@ -9,10 +9,10 @@ use crate::convergence::{observe, undecided};
 use crate::dice::Dice;
 use crate::faults::Faults;
 use crate::machine::{StorageTuning, Tuning, name};
-use crate::{hooks, kv};
 use crate::planted::Bug;
 use crate::report::Report;
 use crate::world::World;
+use crate::{hooks, kv};
 
 const NODES: usize = 3;
 const CLIENTS: usize = 3;
@@ -92,7 +92,7 @@ pub(crate) fn run(options: Options) -> Report {
         operations: operations.len(),
         acknowledged: operations.iter().filter(|operation| operation.is_done()).count(),
         faults: run.faults,
-        installs: (0..NODES).map(|node| installs(&run.world, node)).sum(),
+        beside: ("installs", (0..NODES).map(|node| installs(&run.world, node)).sum()),
         simulated: run.world.elapsed(),
         converged: run.converged,
         wall: hooks::wall_clock() - started,
@@ -182,9 +182,9 @@ impl Run {
     }
 }
 
-/// How often a node has installed a snapshot of another.
-fn installs(world: &World, node: usize) -> usize {
+/// How often a node has installed a snapshot of another, as far as it is in use at the end.
+fn installs(world: &World, node: usize) -> u64 {
     let folders = std::fs::read_dir(world.folder(node).join("database")).into_iter().flatten().flatten();
     let current = folders.filter_map(|folder| std::fs::read_to_string(folder.path().join("CURRENT")).ok());
-    current.filter_map(|text| text.trim().parse::<usize>().ok()).map(|generation| generation - 1).sum()
+    current.filter_map(|text| text.trim().parse::<u64>().ok()).map(|generation| generation - 1).sum()
 }

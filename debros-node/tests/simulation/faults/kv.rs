@@ -20,7 +20,10 @@ const STORAGE: &str = "storage";
 
 impl Faults {
     pub(super) fn draw_of_storage(&mut self, now: Duration, board: &Board) {
-        let victim = self.dice.below(self.nodes as u64) as usize;
+        let mut victim = self.dice.below(self.nodes as u64) as usize;
+        if self.gone == Some(victim) {
+            victim = (victim + 1) % self.nodes;
+        }
         let (least, most) = if self.dice.once_in(3) { LASTS_LONG_MS } else { LASTS_MS };
         let end = now + self.dice.milliseconds(least, most);
         match self.dice.below(18) {

@@ -110,8 +110,10 @@ impl<'o> KeyHistory<'o> {
                 && least >= version
             {
                 wrong.push(format!(
-                    "{} was acknowledged below what was there before: {:?} after {earlier:?}",
-                    self.key, write.operation
+                    "{} was acknowledged below what was there before: {} after {}",
+                    self.key,
+                    self.tell(write.operation),
+                    self.tell(earlier)
                 ));
             }
         }
@@ -123,9 +125,23 @@ impl<'o> KeyHistory<'o> {
             };
             if stale {
                 let what = if read.found.is_some() { "went back" } else { "was lost" };
-                wrong.push(format!("{} {what}: {:?} after {earlier:?}", self.key, read.operation));
+                let (read, earlier) = (self.tell(read.operation), self.tell(earlier));
+                wrong.push(format!("{} {what}: {read} after {earlier}", self.key));
             }
         }
+    }
+
+    /// What an operation says of this key.
+    fn tell(&self, operation: &Operation) -> String {
+        let Operation { client, began, ended, request, outcome } = operation;
+        let what = match (request, outcome) {
+            (Request::List { .. }, Outcome::Listed(page, _)) => {
+                format!("listed {:?}", page.get(&self.key))
+            }
+            (Request::Get { .. }, Outcome::Found(found)) => format!("got {found:?}"),
+            (request, outcome) => format!("{request:?} gave {outcome:?}"),
+        };
+        format!("client {client} from {began:?} to {ended:?}: {what}")
     }
 
     /// Every version has one value, and that was put.
@@ -144,10 +160,15 @@ impl<'o> KeyHistory<'o> {
             let Some((version, value)) = read.found else { continue };
             let began = put.get(value.as_str());
             if began.is_none_or(|began| *began > read.operation.ended) && told.insert(value) {
-                wrong.push(format!("{} shows a value that nobody put: {:?}", self.key, read.operation));
+                wrong.push(format!(
+                    "{} shows a value that nobody put: {}",
+                    self.key,
+                    self.tell(read.operation)
+                ));
             }
             if *values.entry(*version).or_insert(Some(value)) != Some(value) && told.insert(value) {
-                wrong.push(format!("{} shows another value at that version: {:?}", self.key, read.operation));
+                let told = self.tell(read.operation);
+                wrong.push(format!("{} shows another value at that version: {told}", self.key));
             }
         }
     }
@@ -177,8 +198,9 @@ pub(crate) fn known_histories_are_told_apart() -> Result<(), String> {
     };
     let put = |began: u64| Request::Put { key: first.clone(), value: began.to_string() };
     let write = |began: u64| operation(began, put(began), Outcome::Written(version(began)));
-    let delete =
-        |began: u64| operation(began, Request::Delete { key: first.clone() }, Outcome::Written(version(began)));
+    let delete = |began: u64| {
+        operation(began, Request::Delete { key: first.clone() }, Outcome::Written(version(began)))
+    };
     let get = |began: u64, of: Option<u64>| {
         let found = of.map(|of| (version(of), of.to_string()));
         operation(began, Request::Get { key: first.clone() }, Outcome::Found(found))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use debros_proto::layout::{partition_of, partitions_of};
 use debros_sdk::{Cursor, Error, ErrorKind, ListOptions, Page, RemoteStorage, Storage};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::history::{Found, Operation, Operations, Outcome, Request};
 use crate::clients::{APPLICATION, connect, not_done, now};
@@ -25,6 +25,8 @@ const PARTITIONS_USED: usize = 6;
 const PAGE_KEYS: [u32; 3] = [5, 12, 100];
 /// Pause before what failed is asked for again.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// An operator asks again after this: a node that was out of reach when it was to leave is not told later.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The names of the keys.
 pub(crate) fn keys() -> Vec<String> {
@@ -179,7 +181,11 @@ impl Operator {
             }
         };
         let client = connect(self.client, self.nodes).await?;
-        while !has_left(client.cluster().leave(Some(node_id)).await) {
+        loop {
+            let leave = timeout(LEAVE_PATIENCE, client.cluster().leave(Some(node_id))).await;
+            if leave.is_ok_and(has_left) {
+                break;
+            }
             sleep(AGAIN_AFTER).await;
         }
         self.left.set(true);

@@ -10,11 +10,21 @@ use debros_sdk::Version;
 /// What a client asked for. Values are unique over all clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    Put { key: String, value: String },
-    Delete { key: String },
-    Get { key: String },
+    Put {
+        key: String,
+        value: String,
+    },
+    Delete {
+        key: String,
+    },
+    Get {
+        key: String,
+    },
     /// One page of all keys.
-    List { after: Option<String>, limit: u32 },
+    List {
+        after: Option<String>,
+        limit: u32,
+    },
 }
 
 /// A value that was read, under its version.
