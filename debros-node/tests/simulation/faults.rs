@@ -5,6 +5,8 @@
 
 mod kv;
 
+pub(crate) use kv::CLOCKS_AHEAD_MS;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::dice::Dice;
-use crate::faults::Faults;
+use crate::faults::{CLOCKS_AHEAD_MS, Faults};
 use crate::hooks;
 use crate::machine::{StorageTuning, Tuning, name};
 use crate::planted::Bug;
@@ -52,6 +52,8 @@ const TUNING: StorageTuning = StorageTuning {
 };
 /// How long a node stays away: lost for the layout, and its deletions forgotten.
 const AWAY_MS: (u64, u64) = (7000, 10_000);
+/// How long a clock goes wrong, beside other faults.
+const WRONG_MS: (u64, u64) = (2000, 10_000);
 /// A node hears of a layout so much later than the others.
 const LATE_MS: (u64, u64) = (1000, 4000);
 
@@ -94,7 +96,8 @@ struct Plan {
     joins: BTreeMap<Duration, Late>,
     leaver: usize,
     leaves: Duration,
-    away: BTreeMap<Duration, Action>,
+    /// A node that stays away, and a clock that goes wrong, whatever else happens meanwhile.
+    beside: BTreeMap<Duration, Action>,
 }
 
 /// Whoever hears of a join late.
@@ -114,8 +117,8 @@ impl Plan {
             let (from, to) = (work * from / 100, work * to / 100);
             begin + dice.milliseconds(from.as_millis() as u64, to.as_millis() as u64)
         };
-        let (first, second, leaves, gone) =
-            (between(5, 35), between(10, 50), between(30, 75), between(10, 60));
+        let (first, second, leaves, gone, wrong) =
+            (between(5, 35), between(10, 50), between(30, 75), between(10, 60), between(5, 70));
         let mut joins = BTreeMap::new();
         for number in 0..1 + dice.below(JOIN_MAX) {
             let lasts = dice.milliseconds(LATE_MS.0, LATE_MS.1);
@@ -131,13 +134,18 @@ impl Plan {
             joins.insert(if together { first + Duration::from_millis(50) } else { apart }, late);
         }
         let leaver = dice.below(NODES as u64) as usize;
-        let mut away = BTreeMap::new();
+        let mut beside = BTreeMap::new();
         if dice.once_in(2) {
             let node = dice.below(NODES as u64) as usize;
-            away.insert(gone, Action::Kill(node));
-            away.insert(gone + dice.milliseconds(AWAY_MS.0, AWAY_MS.1), Action::Start(node));
+            beside.insert(gone, Action::Kill(node));
+            beside.insert(gone + dice.milliseconds(AWAY_MS.0, AWAY_MS.1), Action::Start(node));
         }
-        Self { joins, leaver, leaves, away }
+        if dice.once_in(2) {
+            let (node, ahead) = (dice.below(NODES as u64) as usize, *dice.pick(&CLOCKS_AHEAD_MS));
+            beside.insert(wrong, Action::SetClock(node, ahead));
+            beside.insert(wrong + dice.milliseconds(WRONG_MS.0, WRONG_MS.1), Action::SetClock(node, 0));
+        }
+        Self { joins, leaver, leaves, beside }
     }
 }
 
@@ -154,12 +162,12 @@ struct Run {
 impl Run {
     /// Gives the violations.
     fn through(&mut self) -> Vec<String> {
-        let whole = self.to_the_end();
+        let whole = self.come_to_the_end();
         let judged = checker::judge(&self.notes.operations.all());
         whole.err().into_iter().chain(judged).collect()
     }
 
-    fn to_the_end(&mut self) -> Result<(), String> {
+    fn come_to_the_end(&mut self) -> Result<(), String> {
         self.world.client("founder", wait_for_storage(CLIENTS, NODES));
         self.until(FORMED_WITHIN)?;
         self.world.board().formed();
@@ -223,7 +231,7 @@ impl Run {
                     }
                 }
             }
-            for action in due(&mut plan.away, now) {
+            for action in due(&mut plan.beside, now) {
                 self.world.act(&action);
             }
             for action in faults.due(now, self.world.board()) {
