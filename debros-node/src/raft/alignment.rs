@@ -42,6 +42,7 @@ pub(super) fn next_step(status: &Status, this: NodeId, desired: &Desired) -> Opt
         return Some(Step::AddLearner(*node, *peer));
     }
     let wanted: BTreeSet<NodeId> = desired.voters.keys().copied().collect();
+    let heir = || wanted.iter().find(|node| status.voters.contains(node)).filter(|_| !wanted.contains(&this));
     if wanted != status.voters || status.joint {
         let ready = |node: &NodeId| {
             *node == this
@@ -51,12 +52,14 @@ pub(super) fn next_step(status: &Status, this: NodeId, desired: &Desired) -> Opt
         if !wanted.iter().all(ready) {
             return None;
         }
-        if !wanted.contains(&this)
-            && let Some(next) = wanted.iter().find(|node| status.voters.contains(node))
-        {
+        if let Some(next) = heir() {
             return Some(Step::Transfer(*next));
         }
         return Some(Step::SetVoters(wanted));
+    }
+    // Whoever had a vote before the last change may still have been elected before that was committed.
+    if let Some(next) = heir() {
+        return Some(Step::Transfer(*next));
     }
     let superfluous: BTreeSet<NodeId> =
         status.learners.iter().filter(|node| !desired.learners.contains_key(node)).copied().collect();
@@ -140,6 +143,13 @@ mod tests {
         let wanted = desired(&[2, 3, 4], &[]);
         let status = leader(&[1, 2, 3], &[4], &[(2, 0), (3, 0), (4, 0)]);
         assert_eq!(next_step(&status, NodeId(1), &wanted), Some(Step::Transfer(NodeId(2))));
+    }
+
+    #[test]
+    fn a_leader_that_was_elected_after_its_vote_was_taken_hands_over_too() {
+        let status = leader(&[2, 3, 4], &[1], &[]);
+        let step = next_step(&status, NodeId(1), &desired(&[2, 3, 4], &[1]));
+        assert_eq!(step, Some(Step::Transfer(NodeId(2))));
     }
 
     #[test]
