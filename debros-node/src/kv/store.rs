@@ -45,6 +45,9 @@ const READS_WAITING_MAX: usize = 4096;
 /// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
 const READS_PER_SNAPSHOT_MAX: usize = 256;
 
+/// Pause between looks whether the files are closed.
+const CLOSED_YET: Duration = Duration::from_millis(5);
+
 /// How the store is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -360,11 +363,16 @@ impl Store {
         self.changes.subscribe()
     }
     /// Closes the files, once every other handle is gone; waits no longer than this.
-    pub(super) async fn close(self, blocking: &Blocking, patience: Duration) {
-        let closing = self.tables.env.clone().prepare_for_closing();
+    pub(super) async fn close(self, patience: Duration) {
+        let folder = self.tables.env.path().to_owned();
         drop(self);
-        let closed = blocking.run(move || closing.wait_timeout(patience)).await;
-        if !closed {
+        // Heed's own wait would hold up the thread that the last holders may need to end.
+        let closed = async {
+            while heed::env_closing_event(&folder).is_some() {
+                tokio::time::sleep(CLOSED_YET).await;
+            }
+        };
+        if tokio::time::timeout(patience, closed).await.is_err() {
             tracing::warn!("the storage is still in use while the node stops");
         }
     }

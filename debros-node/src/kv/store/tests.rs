@@ -22,7 +22,7 @@ async fn open(folder: &Path) -> Store {
 }
 
 async fn reopen(store: Store, folder: &Path) -> Store {
-    store.close(&Blocking::Threads, Duration::from_secs(10)).await;
+    store.close(Duration::from_secs(10)).await;
     open(folder).await
 }
 
