@@ -123,6 +123,8 @@ impl Coordinator {
             };
             let round = self.round(&view, entry, write.quorum, &mut course);
             let round = tokio::time::timeout_at(write.deadline, round).await;
+            // Whoever was asked and did not answer in time may have stored it.
+            course.touched |= round.is_err();
             match round.unwrap_or(Round::TooFew) {
                 Round::Done => return Ok(version),
                 Round::Restamp(clock) => {
@@ -175,6 +177,7 @@ impl Coordinator {
             match &said {
                 Said::No(NoAnswer::NewerLayout(layout)) => {
                     self.inner.layouts.learn((**layout).clone());
+                    course.touched |= !asks.is_empty();
                     return Round::NewerLayout;
                 }
                 Said::No(no) => {
@@ -192,6 +195,7 @@ impl Coordinator {
                 return Round::Done;
             }
             if let Some(clock) = tally.must_restamp() {
+                course.touched |= !asks.is_empty();
                 return Round::Restamp(clock);
             }
         }
