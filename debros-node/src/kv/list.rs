@@ -227,7 +227,7 @@ impl Coordinator {
     async fn settle(&self, view: &View, list: &List, answers: Vec<Answer>) -> Result<Part, Failure> {
         let scanned_to = answers.iter().filter_map(|answer| answer.scanned_to.clone()).min();
         let covered = |key: &String| scanned_to.as_ref().is_none_or(|end| key <= end);
-        let alone = answers.len() == 1 || list.quorum == Quorum::One;
+        let alone = list.quorum == Quorum::One;
         let mut records = BTreeMap::new();
         let mut disputed = BTreeSet::new();
         for (key, record) in answers.iter().flat_map(|answer| &answer.records).filter(|(key, _)| covered(key))
