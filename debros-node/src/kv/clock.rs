@@ -104,8 +104,21 @@ impl VersionClock {
         let half = now.saturating_duration_since(asked).as_millis() as i64 / 2;
         let offset = theirs_unix_ms as i64 + half - self.unix_ms() as i64;
         let mut state = self.state();
+        self.forget_before_a_step(&mut state, now);
         state.offsets.insert(peer, (offset, now));
         state.anchor = Some((self.unix_ms(), now));
+    }
+
+    /// Had the wall clock been set since the last comparison, what was found before would say nothing: also of
+    /// peers that are gone and will not be compared with again.
+    fn forget_before_a_step(&self, state: &mut State, now: Instant) {
+        if let Some((wall, at)) = state.anchor {
+            let expected = wall as i64 + now.saturating_duration_since(at).as_millis() as i64;
+            if (self.unix_ms() as i64 - expected).unsigned_abs() > offset_max_ms() {
+                state.offsets.clear();
+                state.anchor = None;
+            }
+        }
     }
 
     /// How far this clock is from the median of its peers and itself, in milliseconds; `None` when no peer
@@ -113,14 +126,7 @@ impl VersionClock {
     pub(super) fn offset_ms(&self) -> Option<i64> {
         let now = Instant::now();
         let mut state = self.state();
-        // Had the wall clock been set meanwhile, what was found before would say nothing.
-        if let Some((wall, at)) = state.anchor {
-            let expected = wall as i64 + (now - at).as_millis() as i64;
-            if (self.unix_ms() as i64 - expected).unsigned_abs() > offset_max_ms() {
-                state.offsets.clear();
-                state.anchor = None;
-            }
-        }
+        self.forget_before_a_step(&mut state, now);
         state.offsets.retain(|_, (_, at)| now.saturating_duration_since(*at) < OFFSET_LIFE);
         let mut offsets: Vec<i64> = state.offsets.values().map(|(offset, _)| *offset).collect();
         if offsets.is_empty() {
@@ -218,5 +224,10 @@ mod tests {
         assert!(clock.check(2).is_ok());
         now.store(5_000_000, Ordering::Relaxed);
         assert!(clock.check(2).is_err(), "the clock was set: what was found before says nothing");
+        clock.compare(NodeId(2), Instant::now(), 5_000_000);
+        now.store(9_000_000, Ordering::Relaxed);
+        clock.compare(NodeId(3), Instant::now(), 5_000_000);
+        assert!(clock.check(2).is_err(), "nor does it when the next comparison comes before the question");
+        assert_eq!(clock.offset_ms(), Some(-4_000_000));
     }
 }
