@@ -5,7 +5,7 @@
 
 mod kv;
 
-pub(crate) use kv::CLOCKS_AHEAD_MS;
+pub(crate) use kv::{CLOCKS_AHEAD_MS, META};
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -203,6 +203,7 @@ impl Run {
             leaver: plan.leaver,
             at: plan.leaves,
             board: self.world.board().clone(),
+            history: self.world.history().clone(),
             left: left.clone(),
         };
         self.world.client("operator", operator.run());

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::history::{Found, Operation, Operations, Outcome, Request};
 use crate::clients::{APPLICATION, connect, not_done, now};
 use crate::dice::Dice;
+use crate::faults::META;
 use crate::history::{self, History};
 use crate::machine::Board;
 
@@ -166,6 +167,7 @@ pub(crate) struct Operator {
     pub(crate) leaver: usize,
     pub(crate) at: Duration,
     pub(crate) board: Board,
+    pub(crate) history: History,
     /// Set once it has left.
     pub(crate) left: Rc<Cell<bool>>,
 }
@@ -183,7 +185,8 @@ impl Operator {
         let client = connect(self.client, self.nodes).await?;
         loop {
             let leave = timeout(LEAVE_PATIENCE, client.cluster().leave(Some(node_id))).await;
-            if leave.is_ok_and(has_left) {
+            self.history.note(now(), &format!("leave: {leave:?}"));
+            if leave.is_ok_and(has_left) || self.is_gone(node_id) {
                 break;
             }
             sleep(AGAIN_AFTER).await;
@@ -191,6 +194,22 @@ impl Operator {
         self.left.set(true);
         client.close().await;
         Ok(())
+    }
+}
+
+impl Operator {
+    /// Whether the others go on without it: asked itself, a node that was taken out while it was away may
+    /// never find out.
+    fn is_gone(&self, node_id: u64) -> bool {
+        let leader = self.board.leader(META).filter(|leader| *leader != self.leaver);
+        let shown = leader.and_then(|leader| Some((self.board.shown(leader)?, self.board.engine(leader)?)));
+        shown.is_some_and(|(shown, engine)| {
+            let groups = shown.groups.iter();
+            let counted = groups.flat_map(|group| group.voters.iter().chain(&group.learners));
+            let sets = engine.layout.current.iter().chain(&engine.layout.next);
+            let laid_out = sets.flat_map(|set| set.nodes.iter().map(|node| &node.node_id));
+            counted.chain(laid_out).all(|counted| *counted != node_id)
+        })
     }
 }
 
