@@ -44,7 +44,6 @@ use tokio_util::task::TaskTracker;
 use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
-use crate::blocking::Blocking;
 use crate::clock::Clock;
 use clock::VersionClock;
 use coordinator::{Coordinator, Inner};
@@ -295,8 +294,8 @@ pub async fn failed(store: &Store) -> StoreError {
 }
 
 /// Closes a store once nobody uses it any more.
-pub async fn close(store: Store, blocking: &Blocking) {
-    store.close(blocking, CLOSE_TIMEOUT).await;
+pub async fn close(store: Store) {
+    store.close(CLOSE_TIMEOUT).await;
 }
 
 /// Lets relaxed writes become durable until the token is cancelled.

@@ -313,7 +313,7 @@ impl Node {
         core.kv.clear();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
-        kv::close(core.kv_store, &core.blocking).await;
+        kv::close(core.kv_store).await;
         tracing::info!("stopped");
     }
 }

@@ -1,8 +1,8 @@
 //! Bugs that the simulation plants, one at a time, to see that it catches them.
 //!
 //! Without the feature `planted-bugs`, which no shipped build has, none can be planted and every
-//! question is answered "no" at compile time. The fifth bug, an acknowledgement before the flush, is
-//! an option of [`crate::raft::log`].
+//! question is answered "no" at compile time. Acknowledgements before the flush are options of
+//! [`crate::raft::log`] and [`crate::kv::StoreOptions`].
 
 /// A bug that a careless change could bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

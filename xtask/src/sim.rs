@@ -14,13 +14,15 @@ pub(crate) enum Simulation {
     Sql(Seeds),
     /// The same with clients of registers, whose histories must be linearizable, watched and locked over.
     Registers(Seeds),
+    /// Nodes that join and leave, and clients of the key-value storage, under faults.
+    Kv(Seeds),
     /// The same with one bug planted after the other: each must be caught.
     Planted {
         #[command(flatten)]
         seeds: Seeds,
-        /// What the clients ask for: `sql` or `registers`.
-        #[arg(long, default_value = "sql")]
-        scenario: String,
+        /// Only the bugs that this scenario has to catch: `sql`, `registers` or `kv`.
+        #[arg(long)]
+        scenario: Option<String>,
     },
     /// Many nodes that know one address, until each is a member and knows all others.
     Mesh {
@@ -55,6 +57,7 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     let (name, seeds) = match simulation {
         Simulation::Sql(seeds) => ("sql", Some(seeds)),
         Simulation::Registers(seeds) => ("registers", Some(seeds)),
+        Simulation::Kv(seeds) => ("kv", Some(seeds)),
         Simulation::Planted { seeds, .. } => ("planted", Some(seeds)),
         Simulation::Mesh { .. } => ("mesh", None),
     };
@@ -67,7 +70,7 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     if let Simulation::Mesh { nodes } = simulation {
         command.args(["--nodes", &nodes.to_string()]);
     }
-    if let Simulation::Planted { scenario, .. } = simulation {
+    if let Simulation::Planted { scenario: Some(scenario), .. } = simulation {
         command.args(["--scenario", scenario]);
     }
     if let Some(Seeds { seeds, start, secs, planted, histories }) = seeds {

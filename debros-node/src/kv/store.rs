@@ -56,13 +56,16 @@ const READS_WAITING_MAX: usize = 4096;
 /// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
 const READS_PER_SNAPSHOT_MAX: usize = 256;
 
+/// Pause between looks whether the files are closed.
+const CLOSED_YET: Duration = Duration::from_millis(5);
+
 /// How the store is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The environment's address space, and so the most that it can hold. It takes no memory and no disk
     /// until it is used.
     pub map_bytes: usize,
-    /// Acknowledge before the flush: a bug to plant.
+    /// Planted bug: the journal is never flushed, so power loss loses acknowledged writes.
     #[cfg(feature = "planted-bugs")]
     pub acknowledge_before_fsync: bool,
 }
@@ -424,14 +427,20 @@ impl Store {
     pub(super) fn watch(&self) -> broadcast::Receiver<Changes> {
         self.changes.subscribe()
     }
+
     /// Closes the files, once every other handle is gone; waits no longer than this.
-    pub(super) async fn close(self, blocking: &Blocking, patience: Duration) {
+    pub(super) async fn close(self, patience: Duration) {
         // Relaxed writes are not lost by a stop that was asked for.
         let _ = self.tick().await;
-        let closing = self.tables.env.clone().prepare_for_closing();
+        let folder = self.tables.env.path().to_owned();
         drop(self);
-        let closed = blocking.run(move || closing.wait_timeout(patience)).await;
-        if !closed {
+        // Heed's own wait would hold up the thread that the last holders may need to end.
+        let closed = async {
+            while heed::env_closing_event(&folder).is_some() {
+                tokio::time::sleep(CLOSED_YET).await;
+            }
+        };
+        if tokio::time::timeout(patience, closed).await.is_err() {
             tracing::warn!("the storage is still in use while the node stops");
         }
     }

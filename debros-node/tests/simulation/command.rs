@@ -20,7 +20,7 @@ const STACK_BYTES: usize = 64 << 20;
 const WALL_SECONDS_MAX: u32 = 600;
 
 const USAGE: &str = "\
-usage: simulation sql|registers [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
+usage: simulation sql|registers|kv [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
        simulation planted [--seeds N] [--start S] [--secs T] [--planted BUG] [--scenario NAME]
        simulation mesh [--nodes N]
        simulation                                          the short run";
@@ -68,8 +68,15 @@ fn bug(arguments: &[String]) -> Result<Option<Bug>, String> {
 }
 
 fn scenario(arguments: &[String]) -> Result<Scenario, String> {
-    let name: String = option(arguments, "--scenario", Scenario::default().name().to_owned())?;
-    Scenario::named(&name).ok_or_else(|| format!("there is no scenario {name}\n{USAGE}"))
+    named_scenario(arguments).map(Option::unwrap_or_default)
+}
+
+fn named_scenario(arguments: &[String]) -> Result<Option<Scenario>, String> {
+    let name: String = option(arguments, "--scenario", String::new())?;
+    if name.is_empty() {
+        return Ok(None);
+    }
+    Scenario::named(&name).map(Some).ok_or_else(|| format!("there is no scenario {name}\n{USAGE}"))
 }
 
 fn batch(scenario: Scenario, arguments: &[String]) -> Result<Batch, String> {
@@ -90,11 +97,14 @@ fn planted(arguments: &[String]) -> Result<(), String> {
     let start = option(arguments, "--start", 1)?;
     let seeds = option(arguments, "--seeds", PLANTED_SEEDS)?;
     let work = Duration::from_secs(option(arguments, "--secs", WORK_DEFAULT.as_secs())?);
-    let scenario = scenario(arguments)?;
-    let bugs = bug(arguments)?.map_or_else(|| Bug::ALL.to_vec(), |bug| vec![bug]);
+    let only = named_scenario(arguments)?;
+    let catches = |bug: &Bug| only.is_none_or(|scenario| bug.is_caught_by(scenario));
+    let bugs =
+        bug(arguments)?.map_or_else(|| Bug::ALL.into_iter().filter(catches).collect(), |bug| vec![bug]);
     let mut missed = Vec::new();
     for bug in bugs {
         let seeds = (start..start + seeds).collect();
+        let scenario = only.unwrap_or(bug.scenario());
         let batch = Batch { scenario, seeds, work, planted: Some(bug), histories: None };
         match batch::first_failure(&batch)? {
             Some(line) => println!("{}: caught by {line}", bug.name()),

@@ -1,7 +1,8 @@
 //! The simulated disks: what of a node's folder a power loss or the death of its process leaves.
 //!
 //! The files themselves are real; this module keeps the books of what is durable. It is as strict as
-//! POSIX allows: a file's bytes are durable as of its last `fsync` or `fdatasync`, and a *name* in a
+//! POSIX allows: a file's bytes are durable as of its last `fsync` or `fdatasync` or when they were
+//! written through an `O_DSYNC` descriptor, and a *name* in a
 //! folder, new, moved or removed, only as of the last `fsync` of that folder, so a synced file whose
 //! folder was never synced is gone. A [`PowerLoss::Torn`] also lets any part of what was written
 //! since reach the disk, page by page and in any order.
@@ -102,6 +103,22 @@ pub(crate) fn flushed(file: RawFd) -> bool {
         disk.flush(&link).unwrap_or_else(|error| panic!("the books of {} broke: {error}", path.display()));
     }
     true
+}
+
+/// Notes that bytes were written through a descriptor that flushes each write of its own.
+pub(crate) fn written_through(file: RawFd, bytes: &[u8], offset: u64) {
+    let mut disks = disks();
+    let link = PathBuf::from(format!("/proc/self/fd/{file}"));
+    let Ok(path) = fs::read_link(&link) else { return };
+    let Some(disk) = disks.iter_mut().find(|disk| path.starts_with(&disk.root)) else { return };
+    if !disk.frozen {
+        let id = disk.know(&link, None);
+        let id = id.unwrap_or_else(|error| panic!("the books of {} broke: {error}", path.display()));
+        let durable = disk.durable_files.entry(id).or_default();
+        let begin = usize::try_from(offset).expect("simulated files are small");
+        durable.resize(durable.len().max(begin + bytes.len()), 0);
+        durable[begin..begin + bytes.len()].copy_from_slice(bytes);
+    }
 }
 
 /// The process dies: `stop` drops it, and its folder is as it was before.

@@ -3,6 +3,10 @@
 //! One fault at a time, some of several steps, each healed after a while. A replica's data is lost for
 //! good at most once in a run: more would be data loss by right.
 
+mod kv;
+
+pub(crate) use kv::{CLOCKS_AHEAD_MS, META};
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -33,13 +37,43 @@ pub(crate) struct Faults {
     next: Duration,
     forgot: bool,
     count: usize,
+    gone: Option<usize>,
+    draw: Draw,
 }
+
+/// Draws the next fault, which begins now.
+type Draw = fn(&mut Faults, Duration, &Board);
 
 impl Faults {
     /// Faults from `begin` on.
     pub(crate) fn new(seed: u64, nodes: usize, clients: Vec<String>, begin: Duration) -> Self {
         let dice = Dice::new(seed, FAULT_DICE);
-        Self { dice, nodes, clients, script: BTreeMap::new(), next: begin, forgot: false, count: 0 }
+        Self {
+            dice,
+            nodes,
+            clients,
+            script: BTreeMap::new(),
+            next: begin,
+            forgot: false,
+            count: 0,
+            gone: None,
+            draw: Self::draw,
+        }
+    }
+
+    /// Those of the key-value storage instead.
+    pub(crate) fn of_storage(self) -> Self {
+        Self { draw: Self::draw_of_storage, ..self }
+    }
+
+    /// A node is there no more.
+    pub(crate) fn node_leaves(&mut self, node: usize) {
+        self.gone = Some(node);
+    }
+
+    /// There is one more node.
+    pub(crate) fn node_joins(&mut self) {
+        self.nodes += 1;
     }
 
     /// How many there were.
@@ -51,7 +85,7 @@ impl Faults {
     pub(crate) fn due(&mut self, now: Duration, board: &Board) -> Vec<Action> {
         if self.script.is_empty() && now >= self.next {
             self.count += 1;
-            self.draw(now, board);
+            (self.draw)(self, now, board);
         }
         let mut due = Vec::new();
         while let Some(entry) = self.script.first_entry()
@@ -152,7 +186,7 @@ impl Faults {
         }
     }
 
-    fn stalled_disk(&mut self, now: Duration, end: Duration, node: usize) {
+    pub(crate) fn stalled_disk(&mut self, now: Duration, end: Duration, node: usize) {
         self.at(now, Action::Stall(node, true));
         self.at(end, Action::Stall(node, false));
     }

@@ -1,9 +1,10 @@
 //! The calls into libc that this test binary answers itself, so that a run depends on its seed alone.
 //!
 //! `getrandom` is seeded per thread: it feeds `rand`, the keys of hash maps and tokio's `select!`.
-//! `clock_gettime` gives simulated time. `fsync` and `fdatasync` keep the books of [`disk`]: they
-//! are what decides which bytes a power loss leaves. Nothing else has to be watched, because neither
-//! the Raft log nor SQLite writes through `O_DSYNC` descriptors or maps its data.
+//! `clock_gettime` gives simulated time. `fsync`, `fdatasync` and `pwrite` keep the books of [`disk`]:
+//! they are what decides which bytes a power loss leaves. `pwrite` counts where the descriptor was opened
+//! with `O_DSYNC`, as that of LMDB's meta pages is. Nothing else has to be watched: nobody writes through
+//! memory, and LMDB's other pages are flushed before its meta page is written.
 //!
 //! A thread that was not seeded gets the operating system's answers.
 //!
@@ -94,4 +95,38 @@ fn flush(file: RawFd, call: c_long) -> c_int {
     }
     // SAFETY: the call takes any number for a descriptor.
     unsafe { libc::syscall(call, file) as c_int }
+}
+
+/// # Safety
+/// As libc's: `bytes` has `length` bytes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pwrite(file: RawFd, bytes: *const c_void, length: usize, offset: i64) -> isize {
+    // SAFETY: the caller's promise is passed on.
+    unsafe { write_at(file, bytes, length, offset) }
+}
+
+/// # Safety
+/// As libc's: `bytes` has `length` bytes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pwrite64(file: RawFd, bytes: *const c_void, length: usize, offset: i64) -> isize {
+    // SAFETY: the caller's promise is passed on.
+    unsafe { write_at(file, bytes, length, offset) }
+}
+
+/// # Safety
+/// `bytes` has `length` bytes.
+unsafe fn write_at(file: RawFd, bytes: *const c_void, length: usize, offset: i64) -> isize {
+    // SAFETY: the caller's promise is passed on.
+    let written = unsafe { libc::syscall(libc::SYS_pwrite64, file, bytes, length, offset) as isize };
+    if NOW.get() == 0 || written <= 0 {
+        return written;
+    }
+    // SAFETY: the call takes any number for a descriptor.
+    let flags = unsafe { libc::syscall(libc::SYS_fcntl, file, libc::F_GETFL) };
+    if flags & c_long::from(libc::O_DSYNC) != 0 {
+        // SAFETY: so many bytes were read from there just now.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), written as usize) };
+        disk::written_through(file, bytes, offset as u64);
+    }
+    written
 }

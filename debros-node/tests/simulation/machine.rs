@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +17,10 @@ use debros_net::{Keypair, Lane};
 use debros_node::blocking::Blocking;
 use debros_node::clock::Clock;
 use debros_node::cluster::ReconcileOptions;
-use debros_node::kv::KvOptions;
+use debros_node::kv::{Kv, KvOptions};
 use debros_node::node::{Environment, Node, Settings};
 use debros_node::raft::{RaftOptions, log};
+use debros_proto::layout::PARTITIONS;
 use debros_proto::v1;
 use tokio::sync::Notify;
 
@@ -33,6 +35,10 @@ const PORT: u16 = 4001;
 const SEGMENT_BYTES: u64 = 256 << 10;
 /// A small tail makes followers that lag read the log's files.
 const TAIL_BYTES_MAX: usize = 64 << 10;
+/// Address space of a storage.
+const MAP_BYTES: usize = 64 << 20;
+/// Roots are computed this often once they were asked for.
+const ROOTS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How a node is set up in a scenario.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +55,48 @@ pub(crate) struct Tuning {
     pub(crate) step: Duration,
     /// Planted bug: entries are acknowledged before they are on disk.
     pub(crate) acknowledge_before_fsync: bool,
+    /// Of the key-value storage.
+    pub(crate) storage: StorageTuning,
+}
+
+/// How the key-value storage is set up in a scenario.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StorageTuning {
+    /// As [`KvOptions`].
+    pub(crate) repair_interval: Duration,
+    /// As [`KvOptions`].
+    pub(crate) tombstone_life: Duration,
+    /// As [`KvOptions`].
+    pub(crate) collect_interval: Duration,
+    /// As [`ReconcileOptions`].
+    pub(crate) layout_settles_after: Duration,
+    /// As [`ReconcileOptions`].
+    pub(crate) lost_after: Duration,
+    /// Planted bug: writes are acknowledged before they are on disk.
+    pub(crate) acknowledge_before_fsync: bool,
+}
+
+impl Default for StorageTuning {
+    fn default() -> Self {
+        let (kv, reconcile) = (KvOptions::default(), ReconcileOptions::default());
+        Self {
+            repair_interval: kv.repair_interval,
+            tombstone_life: kv.tombstone_life,
+            collect_interval: kv.collect_interval,
+            layout_settles_after: reconcile.layout_settles_after,
+            lost_after: reconcile.lost_after,
+            acknowledge_before_fsync: false,
+        }
+    }
+}
+
+/// How the storage of a node is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Engine {
+    /// The layout under which it acts.
+    pub(crate) layout: v1::StorageLayout,
+    /// The root of every partition, `None` for one that it does not hold; empty before they were asked for.
+    pub(crate) roots: Vec<Option<Vec<u8>>>,
 }
 
 /// What the harness and the machines share.
@@ -58,6 +106,8 @@ pub(crate) struct Board(Rc<RefCell<BoardState>>);
 #[derive(Default)]
 struct BoardState {
     shown: BTreeMap<usize, v1::StatusResponse>,
+    engines: BTreeMap<usize, Engine>,
+    roots_asked: bool,
     failures: Vec<String>,
     formed: bool,
     stops: BTreeMap<usize, Arc<Notify>>,
@@ -69,10 +119,21 @@ impl Board {
         self.0.borrow().shown.get(&node).cloned()
     }
 
+    /// How a node's storage was a moment ago.
+    pub(crate) fn engine(&self, node: usize) -> Option<Engine> {
+        self.0.borrow().engines.get(&node).cloned()
+    }
+
+    /// From now on the nodes show the roots of their partitions.
+    pub(crate) fn ask_for_roots(&self) {
+        self.0.borrow_mut().roots_asked = true;
+    }
+
     /// The machine is down.
     pub(crate) fn clear(&self, node: usize) {
         let mut state = self.0.borrow_mut();
         state.shown.remove(&node);
+        state.engines.remove(&node);
         state.stops.remove(&node);
     }
 
@@ -122,6 +183,31 @@ pub(crate) struct Machine {
     pub(crate) board: Board,
     /// How long its disk takes.
     pub(crate) storage: Storage,
+    /// What its clock shows.
+    pub(crate) skew: Skew,
+}
+
+/// How far the clock of a machine is ahead, in milliseconds; also across restarts. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Skew(Arc<AtomicI64>);
+
+impl Skew {
+    /// The clock is set.
+    pub(crate) fn set(&self, milliseconds: i64) {
+        self.0.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// The clock of a node that starts now.
+    fn clock(&self) -> Clock {
+        let (skew, begin) = (self.0.clone(), EPOCH + turmoil::sim_elapsed().unwrap_or_default());
+        let start = tokio::time::Instant::now();
+        Clock::from_fn(move || {
+            let now = begin + start.elapsed();
+            let ahead = skew.load(Ordering::Relaxed);
+            let distance = Duration::from_millis(ahead.unsigned_abs());
+            if ahead < 0 { now - distance } else { now + distance }
+        })
+    }
 }
 
 /// How long a machine's disk takes: mostly nothing, sometimes as long as a bad disk.
@@ -205,7 +291,7 @@ impl Machine {
             network,
             incoming,
             blocking: Blocking::Inline(Arc::new(move || storage.delay())),
-            clock: Clock::simulated(EPOCH + turmoil::sim_elapsed().unwrap_or_default()),
+            clock: self.skew.clock(),
         };
         let node = Node::start(self.settings(), environment).await?;
         let failure = tokio::select! {
@@ -223,10 +309,34 @@ impl Machine {
     }
 
     async fn show(&self, node: &Node) {
+        let mut roots_at = Duration::ZERO;
         loop {
             let status = node.cluster_service().node_status();
             self.board.0.borrow_mut().shown.insert(self.number, status);
+            let now = turmoil::sim_elapsed().unwrap_or_default();
+            let with_roots = self.board.0.borrow().roots_asked && now >= roots_at;
+            if let Ok(kv) = node.storage_engine().get() {
+                self.show_engine(&kv, with_roots).await;
+            }
+            if with_roots {
+                roots_at = now + ROOTS_INTERVAL;
+            }
             tokio::time::sleep(self.tuning.show_interval).await;
+        }
+    }
+
+    async fn show_engine(&self, kv: &Kv, with_roots: bool) {
+        let Ok(layout) = kv.layout() else { return };
+        let mut roots = Vec::new();
+        if with_roots {
+            let asked = futures::future::join_all((0..PARTITIONS).map(|partition| kv.root_of(partition)));
+            roots = asked.await.into_iter().map(Result::unwrap_or_default).collect();
+        }
+        let mut board = self.board.0.borrow_mut();
+        let shown = board.engines.entry(self.number).or_default();
+        shown.layout = layout;
+        if with_roots {
+            shown.roots = roots;
         }
     }
 
@@ -256,9 +366,19 @@ impl Machine {
                 kept_entries: self.tuning.kept_entries,
                 ..RaftOptions::default()
             },
-            reconcile: ReconcileOptions::default(),
+            reconcile: ReconcileOptions {
+                lost_after: self.tuning.storage.lost_after,
+                layout_settles_after: self.tuning.storage.layout_settles_after,
+                ..ReconcileOptions::default()
+            },
             log,
-            kv: KvOptions::default(),
+            kv: KvOptions {
+                repair_interval: self.tuning.storage.repair_interval,
+                tombstone_life: self.tuning.storage.tombstone_life,
+                collect_interval: self.tuning.storage.collect_interval,
+                store: planted::store_options(MAP_BYTES, self.tuning.storage.acknowledge_before_fsync),
+                ..KvOptions::default()
+            },
         }
     }
 }

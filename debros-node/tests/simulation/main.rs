@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo test -p debros-node --test simulation            the short run
-//! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one; also `registers`
+//! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one; also `registers` and `kv`
 //! ```
 //!
 //! The production parts run unchanged: nodes, SDK clients, gRPC, Raft, the log store, SQLite. What is
@@ -21,6 +21,7 @@ mod disk;
 mod faults;
 mod history;
 mod hooks;
+mod kv;
 mod linearizability;
 mod machine;
 mod mesh;

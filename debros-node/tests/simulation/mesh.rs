@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::hooks;
-use crate::machine::Tuning;
+use crate::machine::{StorageTuning, Tuning};
 use crate::world::World;
 
 const SEED: u64 = 1;
@@ -24,6 +24,7 @@ pub(crate) fn run(nodes: usize) -> Result<(), String> {
         show_interval: LOOK_INTERVAL,
         step: Duration::from_millis(5),
         acknowledge_before_fsync: false,
+        storage: StorageTuning::default(),
     };
     let mut look_at = Duration::ZERO;
     let mut world = World::new(SEED, nodes, tuning);

@@ -1,6 +1,9 @@
 //! Bugs to plant, so that it shows whether the simulation catches them.
 
+use debros_node::kv::StoreOptions;
 use debros_node::raft::log::Options;
+
+use crate::sql::Scenario;
 
 /// A bug that a careless change could bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,17 +18,58 @@ pub(crate) enum Bug {
     StaleRead,
     /// A write's session is ignored.
     RetryAppliedTwice,
+    /// The storage's writes are acknowledged before they are on disk.
+    StoreAcknowledgesEarly,
+    /// Replicas of a key that disagree are left as they are when that is found by a read.
+    ReadRepairOff,
+    /// A tombstone is forgotten before every replica has it.
+    TombstoneDroppedEarly,
+    /// A node says that it has copied what it gains without having done so.
+    LayoutBeforeCopy,
+    /// What is kept for an absent replica counts as if that had it.
+    HintCountsTowardsQuorum,
+    /// A replica takes writes of a coordinator that knows an older layout.
+    OldLayoutAccepted,
 }
 
 impl Bug {
     /// Every one.
-    pub(crate) const ALL: [Bug; 5] = [
+    pub(crate) const ALL: [Bug; 11] = [
         Bug::AcknowledgeBeforeFsync,
         Bug::PurgePastDurable,
         Bug::ForgottenLogVotes,
         Bug::StaleRead,
         Bug::RetryAppliedTwice,
+        Bug::StoreAcknowledgesEarly,
+        Bug::ReadRepairOff,
+        Bug::TombstoneDroppedEarly,
+        Bug::LayoutBeforeCopy,
+        Bug::HintCountsTowardsQuorum,
+        Bug::OldLayoutAccepted,
     ];
+
+    /// The scenario that has to catch it.
+    pub(crate) fn scenario(self) -> Scenario {
+        match self {
+            Self::AcknowledgeBeforeFsync
+            | Self::PurgePastDurable
+            | Self::ForgottenLogVotes
+            | Self::StaleRead
+            | Self::RetryAppliedTwice => Scenario::Sql,
+            Self::StoreAcknowledgesEarly
+            | Self::ReadRepairOff
+            | Self::TombstoneDroppedEarly
+            | Self::LayoutBeforeCopy
+            | Self::HintCountsTowardsQuorum
+            | Self::OldLayoutAccepted => Scenario::Kv,
+        }
+    }
+
+    /// Whether that scenario meets it: registers are rows of a replicated database.
+    pub(crate) fn is_caught_by(self, scenario: Scenario) -> bool {
+        let databases = [Scenario::Sql, Scenario::Registers];
+        self.scenario() == scenario || databases.contains(&self.scenario()) && databases.contains(&scenario)
+    }
 
     /// As it is named on the command line.
     pub(crate) fn name(self) -> &'static str {
@@ -35,6 +79,12 @@ impl Bug {
             Self::ForgottenLogVotes => "forgotten-log-votes",
             Self::StaleRead => "stale-read",
             Self::RetryAppliedTwice => "retry-applied-twice",
+            Self::StoreAcknowledgesEarly => "store-acknowledges-early",
+            Self::ReadRepairOff => "read-repair-off",
+            Self::TombstoneDroppedEarly => "tombstone-dropped-early",
+            Self::LayoutBeforeCopy => "layout-before-copy",
+            Self::HintCountsTowardsQuorum => "hint-counts-towards-quorum",
+            Self::OldLayoutAccepted => "old-layout-accepted",
         }
     }
 
@@ -43,16 +93,21 @@ impl Bug {
         Self::ALL.into_iter().find(|bug| bug.name() == name)
     }
 
-    /// Plants it in this process. The first is an option of each node's log.
+    /// Plants it in this process. Two are options of each node's log and store.
     #[cfg(feature = "planted-bugs")]
     pub(crate) fn plant(self) {
         use debros_node::planted::{Bug, plant};
         match self {
-            Self::AcknowledgeBeforeFsync => {}
+            Self::AcknowledgeBeforeFsync | Self::StoreAcknowledgesEarly => {}
             Self::PurgePastDurable => plant(Bug::PurgePastDurable),
             Self::ForgottenLogVotes => plant(Bug::ForgottenLogVotes),
             Self::StaleRead => plant(Bug::StaleRead),
             Self::RetryAppliedTwice => plant(Bug::RetryAppliedTwice),
+            Self::ReadRepairOff => plant(Bug::ReadRepairOff),
+            Self::TombstoneDroppedEarly => plant(Bug::TombstoneDroppedEarly),
+            Self::LayoutBeforeCopy => plant(Bug::LayoutBeforeCopy),
+            Self::HintCountsTowardsQuorum => plant(Bug::HintCountsTowardsQuorum),
+            Self::OldLayoutAccepted => plant(Bug::OldLayoutAccepted),
         }
     }
 
@@ -73,4 +128,16 @@ pub(crate) fn log_options(acknowledge_before_fsync: bool) -> Options {
 #[cfg(not(feature = "planted-bugs"))]
 pub(crate) fn log_options(_acknowledge_before_fsync: bool) -> Options {
     Options::default()
+}
+
+/// The options of a node's store, with or without its bug.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn store_options(map_bytes: usize, acknowledge_before_fsync: bool) -> StoreOptions {
+    StoreOptions { map_bytes, acknowledge_before_fsync }
+}
+
+/// The options of a node's store; there is no bug to plant in this build.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) fn store_options(map_bytes: usize, _acknowledge_before_fsync: bool) -> StoreOptions {
+    StoreOptions { map_bytes }
 }

@@ -15,8 +15,8 @@ pub(crate) struct Report {
     pub(crate) acknowledged: usize,
     /// Faults.
     pub(crate) faults: usize,
-    /// Snapshots that were installed and are in use at the end.
-    pub(crate) installs: usize,
+    /// What else shows that much has happened, and its name.
+    pub(crate) beside: (&'static str, u64),
     /// Simulated time in all.
     pub(crate) simulated: Duration,
     /// From the end of the last fault until everything was equal.
@@ -33,13 +33,14 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {} history {:016x} operations {} acknowledged {} faults {} installs {} simulated {:.1}s whole after {:.1}s wall {:.1}s: {}",
+            "seed {} history {:016x} operations {} acknowledged {} faults {} {} {} simulated {:.1}s whole after {:.1}s wall {:.1}s: {}",
             self.seed,
             self.hash,
             self.operations,
             self.acknowledged,
             self.faults,
-            self.installs,
+            self.beside.0,
+            self.beside.1,
             self.simulated.as_secs_f64(),
             self.converged.as_secs_f64(),
             self.wall.as_secs_f64(),

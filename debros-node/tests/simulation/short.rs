@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::batch::{self, Batch};
-use crate::linearizability;
 use crate::sql::Scenario;
+use crate::{kv, linearizability};
 
 /// How long the clients of the short run work.
 const WORK: Duration = Duration::from_secs(15);
@@ -14,17 +14,23 @@ const WORK: Duration = Duration::from_secs(15);
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
 /// Seeds of the short run of registers.
 const REGISTER_SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
+/// Seeds of the short run of the storage.
+const STORAGE_SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
 /// Nodes of the short run.
 const NODES: usize = 30;
 
 type Check = fn() -> Result<(), String>;
-const CHECKS: [(&str, Check); 7] = [
+const CHECKS: [(&str, Check); 11] = [
     ("recorded_seeds_pass", recorded_seeds_pass),
     ("seeds_pass", seeds_pass),
     ("known_histories_are_told_apart", linearizability::known_histories_are_told_apart),
     ("recorded_seeds_of_registers_pass", recorded_seeds_of_registers_pass),
     ("seeds_of_registers_pass", seeds_of_registers_pass),
     ("a_seed_gives_the_same_history_twice", a_seed_gives_the_same_history_twice),
+    ("known_histories_of_kv_are_told_apart", kv::known_histories_are_told_apart),
+    ("recorded_seeds_of_kv_pass", recorded_seeds_of_kv_pass),
+    ("seeds_of_kv_pass", seeds_of_kv_pass),
+    ("a_seed_of_kv_gives_the_same_history_twice", a_seed_of_kv_gives_the_same_history_twice),
     ("thirty_nodes_find_each_other", thirty_nodes_find_each_other),
 ];
 
@@ -77,9 +83,25 @@ fn seeds_of_registers_pass() -> Result<(), String> {
     batch::all_must_pass(&batch(Scenario::Registers, REGISTER_SEEDS.collect(), WORK))
 }
 
+fn recorded_seeds_of_kv_pass() -> Result<(), String> {
+    recorded_pass(Scenario::Kv)
+}
+
+fn seeds_of_kv_pass() -> Result<(), String> {
+    batch::all_must_pass(&batch(Scenario::Kv, STORAGE_SEEDS.collect(), WORK))
+}
+
 fn a_seed_gives_the_same_history_twice() -> Result<(), String> {
+    same_history_twice(Scenario::Sql)
+}
+
+fn a_seed_of_kv_gives_the_same_history_twice() -> Result<(), String> {
+    same_history_twice(Scenario::Kv)
+}
+
+fn same_history_twice(scenario: Scenario) -> Result<(), String> {
     let mut lines = Vec::new();
-    batch::run(&batch(Scenario::Sql, vec![*SEEDS.start(); 2], WORK), |ended| {
+    batch::run(&batch(scenario, vec![*SEEDS.start(); 2], WORK), |ended| {
         // Everything but the real time it took.
         lines.push(ended.line.split(" wall ").next().unwrap_or_default().to_owned());
         true

@@ -1,5 +1,5 @@
-//! A run: three nodes, clients with exactly-once sessions, and whatever the seed lets go wrong. What the clients
-//! ask for is SQL, or [`registers`](crate::registers).
+//! Scenario `sql`: three nodes, clients with exactly-once sessions, and whatever the seed lets go wrong. What
+//! the clients ask for is SQL, or [`registers`](crate::registers). Also what all scenarios are run with.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use crate::clients::{Worker, connect, set_up};
 use crate::convergence::{observe, undecided};
 use crate::dice::Dice;
 use crate::faults::Faults;
-use crate::hooks;
-use crate::machine::{Tuning, name};
+use crate::machine::{StorageTuning, Tuning, name};
 use crate::planted::Bug;
 use crate::registers::{self, Seen};
 use crate::report::Report;
 use crate::world::World;
+use crate::{hooks, kv};
 
 const NODES: usize = 3;
 const CLIENTS: usize = 3;
@@ -31,6 +31,7 @@ pub(crate) enum Scenario {
     #[default]
     Sql,
     Registers,
+    Kv,
 }
 
 impl Scenario {
@@ -39,12 +40,13 @@ impl Scenario {
         match self {
             Self::Sql => "sql",
             Self::Registers => "registers",
+            Self::Kv => "kv",
         }
     }
 
     /// The scenario with that name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Sql, Self::Registers].into_iter().find(|scenario| scenario.name() == name)
+        [Self::Sql, Self::Registers, Self::Kv].into_iter().find(|scenario| scenario.name() == name)
     }
 }
 
@@ -67,6 +69,9 @@ pub(crate) fn run(options: Options) -> Report {
     if let Some(bug) = options.planted {
         bug.plant();
     }
+    if options.scenario == Scenario::Kv {
+        return kv::run(options);
+    }
     let tuning = Tuning {
         bootstrap_nodes: NODES,
         durable_after_entries: 100,
@@ -74,6 +79,7 @@ pub(crate) fn run(options: Options) -> Report {
         show_interval: Duration::from_millis(25),
         step: Duration::from_millis(1),
         acknowledge_before_fsync: options.planted == Some(Bug::AcknowledgeBeforeFsync),
+        storage: StorageTuning::default(),
     };
     let started = hooks::wall_clock();
     let mut run = Run {
@@ -94,7 +100,7 @@ pub(crate) fn run(options: Options) -> Report {
         operations: operations.len(),
         acknowledged: operations.iter().filter(|operation| operation.is_done()).count(),
         faults: run.faults,
-        installs: (0..NODES).map(|node| installs(&run.world, node)).sum(),
+        beside: ("installs", (0..NODES).map(|node| installs(&run.world, node)).sum()),
         simulated: run.world.elapsed(),
         converged: run.converged,
         wall: hooks::wall_clock() - started,
@@ -139,6 +145,7 @@ impl Run {
         Ok(match self.options.scenario {
             Scenario::Sql => judge(&operations, &state),
             Scenario::Registers => registers::judge(&operations, &self.seen),
+            Scenario::Kv => unreachable!("it has a run of its own"),
         })
     }
 
@@ -194,9 +201,9 @@ impl Run {
     }
 }
 
-/// How often a node has installed a snapshot of another.
-fn installs(world: &World, node: usize) -> usize {
+/// How often a node has installed a snapshot of another, as far as it is in use at the end.
+fn installs(world: &World, node: usize) -> u64 {
     let folders = std::fs::read_dir(world.folder(node).join("database")).into_iter().flatten().flatten();
     let current = folders.filter_map(|folder| std::fs::read_to_string(folder.path().join("CURRENT")).ok());
-    current.filter_map(|text| text.trim().parse::<usize>().ok()).map(|generation| generation - 1).sum()
+    current.filter_map(|text| text.trim().parse::<u64>().ok()).map(|generation| generation - 1).sum()
 }

@@ -11,7 +11,7 @@ use crate::dice::Dice;
 use crate::disk::{self, PowerLoss};
 use crate::history::History;
 use crate::hooks;
-use crate::machine::{Board, EPOCH, Machine, Storage, Tuning, name};
+use crate::machine::{Board, EPOCH, Machine, Skew, Storage, Tuning, name};
 
 /// No message is faster.
 const LATENCY_MIN: Duration = Duration::from_millis(1);
@@ -51,6 +51,10 @@ pub(crate) enum Action {
     AskToStop(usize),
     /// The machine starts.
     Start(usize),
+    /// Its clock is so many milliseconds ahead from now on.
+    SetClock(usize, i64),
+    /// The machine is switched off for good.
+    Retire(usize),
 }
 
 /// A running simulation.
@@ -59,11 +63,13 @@ pub(crate) struct World {
     machines: Vec<Machine>,
     running: Vec<bool>,
     stopping: Vec<bool>,
+    retired: Vec<bool>,
+    seed: u64,
     board: Board,
     history: History,
     dice: Dice,
-    // The folder goes with the world.
-    _folder: tempfile::TempDir,
+    /// Of all machines; it goes with the world.
+    root: tempfile::TempDir,
 }
 
 impl World {
@@ -88,25 +94,48 @@ impl World {
             tuning,
             board: board.clone(),
             storage: Storage::new(Dice::new(seed, STORAGE_DICE + number as u64)),
+            skew: Skew::default(),
         };
         let machines: Vec<Machine> = (0..nodes).map(machine).collect();
         let mut sim = builder.build();
-        for machine in machines.iter().cloned() {
-            std::fs::create_dir(&machine.folder).expect("the folder of the run can be written");
-            disk::watch(&machine.folder);
-            sim.host(name(machine.number), move || machine.clone().run());
-        }
+        machines.iter().cloned().for_each(|machine| install(&mut sim, machine));
         let dice = Dice::new(seed, DISK_DICE);
         Self {
             sim,
             running: vec![true; nodes],
             stopping: vec![false; nodes],
+            retired: vec![false; nodes],
+            seed,
             machines,
             board,
             history,
             dice,
-            _folder: folder,
+            root: folder,
         }
+    }
+
+    /// One more machine starts now; gives its number.
+    pub(crate) fn add_machine(&mut self) -> usize {
+        let number = self.machines.len();
+        let machine = Machine {
+            number,
+            folder: self.root.path().join(name(number)),
+            storage: Storage::new(Dice::new(self.seed, STORAGE_DICE + number as u64)),
+            skew: Skew::default(),
+            ..self.machines[0].clone()
+        };
+        self.history.note(self.sim.elapsed(), &format!("machine {number} is added"));
+        self.machines.push(machine.clone());
+        self.running.push(true);
+        self.stopping.push(false);
+        self.retired.push(false);
+        install(&mut self.sim, machine);
+        number
+    }
+
+    /// The machines that were not switched off for good.
+    pub(crate) fn present(&self) -> Vec<usize> {
+        (0..self.machines.len()).filter(|node| !self.retired[*node]).collect()
     }
 
     /// How the nodes are.
@@ -165,6 +194,11 @@ impl World {
             }
             Action::LoseFolder(..) => {}
             Action::Start(node) => self.start(*node),
+            Action::SetClock(node, ahead) => self.machines[*node].skew.set(*ahead),
+            Action::Retire(node) => {
+                self.stop(*node, None);
+                self.retired[*node] = true;
+            }
         }
     }
 
@@ -183,7 +217,7 @@ impl World {
     }
 
     fn start(&mut self, node: usize) {
-        if !std::mem::replace(&mut self.running[node], true) {
+        if !self.retired[node] && !std::mem::replace(&mut self.running[node], true) {
             self.sim.bounce(name(node));
         }
     }
@@ -199,6 +233,7 @@ impl World {
         }
         for node in 0..self.machines.len() {
             self.machines[node].storage.stall(false);
+            self.machines[node].skew.set(0);
             // Whoever was asked to stop does not stay for the end.
             if self.stopping[node] {
                 self.stop(node, None);
@@ -206,6 +241,12 @@ impl World {
             self.start(node);
         }
     }
+}
+
+fn install(sim: &mut turmoil::Sim<'static>, machine: Machine) {
+    std::fs::create_dir(&machine.folder).expect("the folder of the run can be written");
+    disk::watch(&machine.folder);
+    sim.host(name(machine.number), move || machine.clone().run());
 }
 
 /// In memory where there is such a place: the simulated disk is durable by its books alone. Named by the

@@ -24,7 +24,7 @@ async fn open(folder: &Path) -> Store {
 }
 
 async fn reopen(store: Store, folder: &Path) -> Store {
-    store.close(&Blocking::Threads, Duration::from_secs(10)).await;
+    store.close(Duration::from_secs(10)).await;
     open(folder).await
 }
 
@@ -241,7 +241,7 @@ async fn a_full_store_refuses_and_goes_on_when_it_may_grow() {
         assert!(get(store, &format!("key-{acknowledged}")).await.is_none());
     };
     all_there(&store).await;
-    store.close(&Blocking::Threads, Duration::from_secs(10)).await;
+    store.close(Duration::from_secs(10)).await;
     let again = Store::open(folder.path(), Blocking::Threads, small).await;
     let error = again.err().expect("no room for what is in the journal").to_string();
     assert!(error.contains("raise storage.max_size"), "{error}");
