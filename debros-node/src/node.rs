@@ -219,6 +219,7 @@ impl Node {
         });
         let servers = core.serve(incoming, &service, &discovery, rpc_metrics);
         let entered = core.run(settings, &discovery, asked);
+        core.tracker.spawn(service.clone().leave_when_told(core.stop.clone()));
         let registry = Arc::new(registry);
         Ok(Self { core, registry, http_metrics, discovery, service, entered, servers })
     }

@@ -82,6 +82,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Lays out folders and configuration files; starts nothing.
     pub(crate) fn prepare(layout: Layout) -> Result<Self> {
+        Self::prepare_with(layout, |_| ())
+    }
+
+    /// The same, with what differs from the usual configuration of every node.
+    pub(crate) fn prepare_with(layout: Layout, differs: impl Fn(&mut Config)) -> Result<Self> {
         if !layout.keep_data && layout.folder.exists() {
             fs::remove_dir_all(&layout.folder)
                 .with_context(|| format!("cannot empty {}", layout.folder.display()))?;
@@ -98,7 +103,8 @@ impl Cluster {
             let name = format!("node-{}", index + 1);
             let folder = layout.folder.join(&name);
             fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-            let config = configuration(&name, &folder, ports, first.as_deref())?;
+            let mut config = configuration(&name, &folder, ports, first.as_deref())?;
+            differs(&mut config);
             let config_file = folder.join("node.yaml");
             fs::write(&config_file, config.to_yaml())?;
             let arguments = vec!["--config".into(), config_file.into()];

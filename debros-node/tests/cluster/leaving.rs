@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use debros_node::cluster::map::NodeState;
 use debros_proto::NodeId;
 use debros_sdk::{Client, CreateOptions, Database, params};
 use tokio::time::timeout;
@@ -76,6 +77,29 @@ async fn a_node_that_is_gone_is_taken_out() {
     client.cluster().leave(Some(id)).await.unwrap();
     let meta = cluster.node(0).node.joined().await.meta().status();
     assert!(meta.voters.iter().all(|voter| voter.0 != id), "{meta:?}");
+    serves_on_without(id, cluster, client).await;
+}
+
+/// Nobody was there to pass the request on to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_told_to_leave_while_it_was_away_does_so_when_it_is_back() {
+    let mut cluster = Cluster::of(4).await;
+    let client = cluster.client(0, "app").await;
+    table(&client).await;
+    write(&client, 1).await;
+    let id = cluster.id(3).await;
+    cluster.stop(3).await;
+    let asking = client.cluster().clone();
+    let leave = tokio::spawn(async move { asking.leave(Some(id)).await });
+    eventually("the map says that it leaves", async || {
+        let map = cluster.node(0).node.joined().await.map();
+        expect(map.node(NodeId(id)).map(|node| node.state), &Some(NodeState::Leaving))
+    })
+    .await;
+    cluster.start_told(3).await;
+    leave.await.unwrap().unwrap();
+    needed_by_nobody(&cluster, 3).await;
+    cluster.stop(3).await;
     serves_on_without(id, cluster, client).await;
 }
 

@@ -13,33 +13,46 @@ use crate::membership;
 use crate::steps::target_folder;
 
 const APPLICATION: &str = "bench";
+/// Its puts are acknowledged before they are on disk.
+const RELAXED: &str = "bench-relaxed";
 const NODES: usize = 3;
 
 /// Starts a cluster on an empty folder and writes all keys.
 pub(super) async fn start() -> Result<Debros> {
-    let mut cluster = Cluster::prepare(Layout {
+    let layout = Layout {
         program: node_program(&target_folder(), "release"),
         folder: target_folder().join("bench").join(OURS),
         nodes: NODES,
         keep_data: false,
-    })?;
+    };
+    let mut cluster =
+        Cluster::prepare_with(layout, |config| config.storage.relaxed_namespaces = vec![RELAXED.to_owned()])?;
     cluster.start_all().await?;
+    let clients = clients_of(&cluster, APPLICATION).await?;
+    let relaxed = clients_of(&cluster, RELAXED).await?;
+    for first in [&clients[0], &relaxed[0]] {
+        let put =
+            |number| StorageOperation::Put { key: key(number), value: value(), options: Default::default() };
+        for outcome in first.storage().batch((0..KEYS).map(put).collect()).await {
+            outcome.context("cannot write the keys of the benchmark")?;
+        }
+    }
+    Ok(Debros { cluster, clients, relaxed })
+}
+
+async fn clients_of(cluster: &Cluster, application: &str) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
-        clients.push(membership::client(&cluster, APPLICATION).await?);
+        clients.push(membership::client(cluster, application).await?);
     }
-    let put =
-        |number| StorageOperation::Put { key: key(number), value: value(), options: Default::default() };
-    for outcome in clients[0].storage().batch((0..KEYS).map(put).collect()).await {
-        outcome.context("cannot write the keys of the benchmark")?;
-    }
-    Ok(Debros { cluster, clients })
+    Ok(clients)
 }
 
 /// A cluster of node processes and its clients.
 pub(super) struct Debros {
     cluster: Cluster,
     clients: Vec<Client>,
+    relaxed: Vec<Client>,
 }
 
 #[async_trait]
@@ -53,7 +66,7 @@ impl System for Debros {
     }
 
     async fn stop(self: Box<Self>) -> Result<()> {
-        for client in &self.clients {
+        for client in self.clients.iter().chain(&self.relaxed) {
             client.close().await;
         }
         self.cluster.stop().await
@@ -61,16 +74,17 @@ impl System for Debros {
 }
 
 impl KvSystem for Debros {
-    fn has(&self, work: Work) -> bool {
-        work != Work::PutRelaxed
+    fn has(&self, _: Work) -> bool {
+        true
     }
 }
 
 #[async_trait]
 impl Does<Work> for Debros {
     async fn sessions(&mut self, work: Work, clients: usize) -> Result<Vec<Box<dyn Session>>> {
+        let connections = if work == Work::PutRelaxed { &self.relaxed } else { &self.clients };
         let session = |client: usize| {
-            let storage = self.clients[client % self.clients.len()].storage();
+            let storage = connections[client % connections.len()].storage();
             Box::new(Asking { work, storage }) as Box<dyn Session>
         };
         Ok((0..clients).map(session).collect())
@@ -97,11 +111,10 @@ impl Asking {
 impl Session for Asking {
     async fn once(&mut self) -> Result<()> {
         match self.work {
-            Work::PutFsync => {
+            Work::PutFsync | Work::PutRelaxed => {
                 self.storage.put(&random_key(), value()).await?;
                 Ok(())
             }
-            Work::PutRelaxed => bail!("debros has no relaxed put"),
             Work::GetR1 => self.get(Quorum::One).await,
             Work::GetR2 => self.get(Quorum::Majority).await,
             Work::List100 => {
