@@ -107,21 +107,24 @@ enum ConfigCommand {
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Some(Command::Config(command)) => configuration(command),
-        Some(Command::Dev(arguments)) => runtime()?.block_on(run_dev(arguments)),
+        Some(Command::Dev(arguments)) => runtime(cores())?.block_on(run_dev(arguments)),
         None => {
             let loaded = start_config(arguments.start)?;
-            runtime()?.block_on(run_node(loaded))
+            // The Raft log and every database have a thread of their own, so the reactor leaves them a core:
+            // with one more, a small machine spends its time on waking threads.
+            runtime((cores() - 1).max(1))?.block_on(run_node(loaded))
         }
     }
 }
 
-/// The Raft log and every database have a thread of their own, so the reactor leaves them a core: with one
-/// more, a small machine spends its time on waking threads.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+fn runtime(workers: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        builder.worker_threads((cores - 1).max(1));
+        builder.worker_threads(workers);
     }
     builder.enable_all().build().context("the async runtime cannot start")
 }

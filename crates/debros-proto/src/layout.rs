@@ -110,13 +110,15 @@ impl Placement {
 fn choose(set: &v1::LayoutSet, partition: u16, replicas: usize, table: &mut Vec<NodeId>) {
     let mut left: Vec<(u64, &v1::LayoutNode)> =
         set.nodes.iter().map(|node| (score(partition, node), node)).collect();
-    left.sort_unstable_by_key(|(score, node)| (std::cmp::Reverse(*score), node.node_id));
     let mut chosen: Vec<&v1::LayoutNode> = Vec::with_capacity(replicas);
     for _ in 0..replicas {
         let in_zone = |node: &v1::LayoutNode| chosen.iter().filter(|other| other.zone == node.zone).count();
-        let best = (0..left.len()).min_by_key(|place| (in_zone(left[*place].1), *place));
-        let best = best.expect("a set has at least as many nodes as replicas");
-        chosen.push(left.remove(best).1);
+        let best = left
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, (score, node))| (in_zone(node), std::cmp::Reverse(*score), node.node_id));
+        let (best, _) = best.expect("a set has at least as many nodes as replicas");
+        chosen.push(left.swap_remove(best).1);
     }
     table.extend(chosen.iter().map(|node| NodeId(node.node_id)));
 }

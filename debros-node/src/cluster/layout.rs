@@ -10,7 +10,9 @@
 //! Invariants: a version is never given twice; a change that has been read from is carried through; a
 //! phase ends only on what nodes have said durably, never by time.
 
-use debros_proto::layout::{Layout, PARTITIONS, Phase, majority};
+use std::collections::BTreeSet;
+
+use debros_proto::layout::{PARTITIONS, Phase, Placement, majority};
 use debros_proto::{ErrorCode, NodeId, v1};
 
 type Refusal = (ErrorCode, String);
@@ -97,13 +99,18 @@ fn everything_copied(layout: &v1::StorageLayout) -> bool {
 
 /// Whether any R nodes of the old set include one that refuses.
 fn nobody_reads_the_old(layout: &v1::StorageLayout) -> bool {
-    let Some(tables) = Layout::new(layout.clone()) else { return false };
-    let old = tables.current();
-    let refuses = |node: &&NodeId| {
-        layout.progress.iter().any(|told| told.node_id == node.0 && told.acknowledged == layout.version)
-    };
-    let needed = old.replicas() - majority(old.replicas()) + 1;
-    (0..PARTITIONS).all(|partition| old.nodes_of(partition).iter().filter(refuses).count() >= needed)
+    let Some(set) = &layout.current else { return false };
+    let told = layout.progress.iter().filter(|told| told.acknowledged == layout.version);
+    let refusing: BTreeSet<NodeId> = told.map(|told| NodeId(told.node_id)).collect();
+    let replicas = (set.replicas as usize).min(set.nodes.len());
+    let needed = replicas - majority(replicas) + 1;
+    // The table is not cheap, and every node tells.
+    if refusing.len() < needed {
+        return false;
+    }
+    let old = Placement::new(set);
+    let refuse = |partition| old.nodes_of(partition).iter().filter(|node| refusing.contains(node)).count();
+    (0..PARTITIONS).all(|partition| refuse(partition) >= needed)
 }
 
 #[cfg(test)]

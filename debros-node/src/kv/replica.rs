@@ -10,7 +10,7 @@ use std::sync::Arc;
 use debros_proto::layout::PARTITIONS;
 use debros_proto::{ErrorCode, Failure, limits, v1};
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, TryStreamExt};
 use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
@@ -372,40 +372,41 @@ impl Replica {
         Ok(dropped)
     }
 
-    /// Everything of a partition, in parts, for a replica that copies it.
+    /// Everything of some partitions, one after the other and in parts, for a replica that copies them.
     ///
     /// # Errors
-    /// When this replica does not hold the layout that the other one copies under.
+    /// When this replica does not hold the layout that the other one copies under, or no longer.
     pub(super) fn copy(
         &self,
         layout: u64,
-        partition: u32,
-    ) -> Result<impl futures::Stream<Item = Result<v1::ReplicaEntries, tonic::Status>> + Send + use<>, Failure>
+        partitions: Vec<u32>,
+    ) -> Result<impl futures::Stream<Item = Result<v1::CopyPart, tonic::Status>> + Send + use<>, Failure>
     {
-        let partition = partition_from_wire(partition)?;
-        if let Err(refused) = self.may_read(layout) {
-            return Err(refusal(refused));
-        }
-        let replica = self.clone();
-        Ok(futures::stream::unfold(Some(bytes::Bytes::new()), move |after| {
-            let replica = replica.clone();
-            async move {
-                let after = after?;
-                let part = replica.copy_part(partition, after).await;
-                match part {
-                    Ok((entries, next)) => Some((Ok(entries), next)),
-                    Err(error) => Some((Err(Failure::from(error).into()), None)),
-                }
-            }
-        })
-        .boxed())
+        let partitions = partitions.into_iter().map(partition_from_wire);
+        let partitions = partitions.collect::<Result<Vec<u16>, Failure>>()?;
+        self.may_read(layout).map_err(refusal)?;
+        let mut partitions = partitions.into_iter();
+        let first = partitions.next().map(|partition| (partition, bytes::Bytes::new()));
+        let state = (self.clone(), partitions, first);
+        let parts = futures::stream::try_unfold(state, move |(replica, mut partitions, next)| async move {
+            let Some((partition, after)) = next else { return Ok::<_, Failure>(None) };
+            let (part, more) = replica.copy_part(partition, after).await?;
+            // After a newer layout this replica may have begun to forget what it gives up.
+            replica.may_read(layout).map_err(refusal)?;
+            let next = match more {
+                Some(after) => Some((partition, after)),
+                None => partitions.next().map(|partition| (partition, bytes::Bytes::new())),
+            };
+            Ok(Some((part, (replica, partitions, next))))
+        });
+        Ok(parts.map_err(tonic::Status::from))
     }
 
     async fn copy_part(
         &self,
         partition: u16,
         after: bytes::Bytes,
-    ) -> Result<(v1::ReplicaEntries, Option<bytes::Bytes>), StoreError> {
+    ) -> Result<(v1::CopyPart, Option<bytes::Bytes>), StoreError> {
         let limits = ScanLimits {
             entries: KEYS_PER_ANSWER_MAX,
             bytes: limits::STORAGE_PAGE_BYTES_MAX,
@@ -416,8 +417,9 @@ impl Replica {
             move |snapshot: &super::store::Snapshot<'_>| snapshot.partition(partition, &after, &[], limits);
         let scanned = self.inner.store.read(work).await?;
         let entries = scanned.entries.into_iter().map(Entry::into_wire).collect();
-        let next = (!scanned.complete).then_some(scanned.scanned_to);
-        Ok((v1::ReplicaEntries { entries, collected_to }, next))
+        let part =
+            v1::CopyPart { partition: u32::from(partition), entries, collected_to, last: scanned.complete };
+        Ok((part, (!scanned.complete).then_some(scanned.scanned_to)))
     }
 }
 

@@ -47,7 +47,7 @@ type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl v1::replica_server::Replica for ReplicaService {
     type OperateStream = Frames<v1::ReplicaReplies>;
     type WatchStream = Frames<v1::ReplicaChanges>;
-    type CopyStream = Frames<v1::ReplicaEntries>;
+    type CopyStream = Frames<v1::CopyPart>;
 
     async fn operate(
         &self,
@@ -76,8 +76,8 @@ impl v1::replica_server::Replica for ReplicaService {
 
     async fn copy(&self, request: Request<v1::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
         self.check(&request)?;
-        let v1::CopyRequest { header: _, layout, partition } = request.into_inner();
-        let parts = self.kv.get()?.coordinator.inner.replica.copy(layout, partition);
+        let v1::CopyRequest { header: _, layout, partitions } = request.into_inner();
+        let parts = self.kv.get()?.coordinator.inner.replica.copy(layout, partitions);
         let parts = parts.map_err(|failure: Failure| Status::from(failure))?;
         Ok(Response::new(parts.boxed()))
     }

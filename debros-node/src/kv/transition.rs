@@ -6,7 +6,7 @@
 //! that it has copied only when that is on disk. A store that was lost is filled in the same way before
 //! anything is read from it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +15,8 @@ use debros_net::Lane;
 use debros_proto::layout::{Layout, PARTITIONS, Phase, Placement, majority};
 use debros_proto::{Failure, NodeId, v1};
 use futures::future::BoxFuture;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +28,10 @@ use crate::planted::{Bug, is_planted};
 /// Tells the meta group how far this node is.
 pub type Reporter = Arc<dyn Fn(v1::LayoutProgress) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
 
-/// Partitions that are copied at a time.
+/// Streams of copies at a time.
 const COPIES_AT_A_TIME: usize = 4;
+/// Partitions of one stream: most are small, and a stream of its own for each would cost more than they do.
+const PARTITIONS_PER_COPY: usize = 64;
 /// Bytes per second that a node copies: faster disturbs what clients ask of the nodes.
 const COPY_BYTES_PER_SECOND: u64 = 64 << 20;
 /// What failed is tried again after this.
@@ -89,9 +92,10 @@ impl Transition {
                     () = tokio::time::sleep(RETRY_AFTER) => continue,
                 }
             }
+            // How far the others are is no reason to take the step again.
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = known.changed() => if changed.is_err() { return },
+                changed = superseded(known.clone(), target.as_deref()) => if changed.is_err() { return },
             }
         }
     }
@@ -192,21 +196,16 @@ impl Transition {
         if whole && store.copied().await? == layout.version() {
             return self.tell(layout, layout.version()).await;
         }
-        let lacking: BTreeSet<u16> =
-            (0..PARTITIONS).filter(|partition| lacks(layout, inner.node, *partition, whole)).collect();
-        let mut left = lacking.len();
-        inner.metrics.set_to_copy(left);
-        let skip = is_planted(Bug::LayoutBeforeCopy);
-        let partitions = lacking.into_iter().filter(|_| !skip);
-        let mut copies = stream::iter(partitions)
-            .map(|partition| self.copy(layout, partition))
-            .buffer_unordered(COPIES_AT_A_TIME);
-        while let Some(copied) = copies.next().await {
-            copied?;
-            left -= 1;
-            inner.metrics.set_to_copy(left);
+        let lacking = (0..PARTITIONS).filter(|partition| lacks(layout, inner.node, *partition, whole));
+        let mut lacking: BTreeMap<u16, Lacking> =
+            lacking.map(|partition| (partition, self.lacking(layout, partition, whole))).collect();
+        inner.metrics.set_to_copy(lacking.len());
+        if is_planted(Bug::LayoutBeforeCopy) {
+            lacking.clear();
         }
-        drop(copies);
+        while !lacking.is_empty() {
+            self.copy_round(layout, &mut lacking).await?;
+        }
         inner.metrics.set_to_copy(0);
         store.set_whole().await?;
         if layout.phase() != Phase::WriteBoth {
@@ -216,40 +215,88 @@ impl Transition {
         self.tell(layout, layout.version()).await
     }
 
-    /// Copies a partition from as many nodes of the old set as no acknowledged write can have missed.
-    async fn copy(&self, layout: &Layout, partition: u16) -> Result<(), Again> {
-        let inner = &self.coordinator.inner;
-        let old = layout.current();
-        let own = usize::from(old.holds(inner.node, partition) && inner.replica.store().is_whole());
-        let needed = old.replicas() - majority(old.replicas()) + 1 - own;
-        let (mut copied, mut collected) = (0, 0);
-        for source in old.nodes_of(partition).iter().filter(|source| **source != inner.node) {
-            if copied >= needed {
-                break;
-            }
-            match self.copy_from(layout, *source, partition).await {
-                Ok(theirs) => {
-                    copied += 1;
-                    collected = collected.max(theirs);
-                }
-                Err(CopyError::Store(error)) => return Err(error.into()),
-                Err(CopyError::Source(status)) => {
-                    tracing::debug!(node = source.0, partition, %status, "a partition could not be copied");
-                }
-            }
-        }
+    /// From how many nodes of the old set a partition has to be copied so that no acknowledged write can
+    /// have been missed, and from which it can be.
+    fn lacking(&self, layout: &Layout, partition: u16, whole: bool) -> Lacking {
+        let (old, node) = (layout.current(), self.coordinator.inner.node);
+        let own = usize::from(old.holds(node, partition) && whole);
         // With a single old replica that was lost there is nobody left to copy from.
-        let alone = old.replicas() == 1 && old.holds(inner.node, partition);
-        if copied < needed && !alone {
-            return Err(Again::TooFewSources(partition));
+        let alone = old.replicas() == 1 && old.holds(node, partition);
+        let needed = if alone { 0 } else { old.replicas() - majority(old.replicas()) + 1 - own };
+        let sources =
+            old.nodes_of(partition).iter().rev().filter(|source| **source != node).copied().collect();
+        Lacking { needed, sources, collected: 0 }
+    }
+
+    /// Copies each partition from as many nodes as it still needs; those that fail are not asked again.
+    async fn copy_round(&self, layout: &Layout, lacking: &mut BTreeMap<u16, Lacking>) -> Result<(), Again> {
+        let mut by_source: BTreeMap<NodeId, Vec<u16>> = BTreeMap::new();
+        for (partition, lacks) in lacking.iter_mut() {
+            for _ in 0..lacks.needed {
+                let source = lacks.sources.pop().ok_or(Again::TooFewSources(*partition))?;
+                by_source.entry(source).or_default().push(*partition);
+            }
         }
-        inner.replica.store().set_collected(partition, collected).await?;
-        inner.replica.drop_collected(partition).await?;
+        let copies = by_source.into_iter().flat_map(|(source, partitions)| {
+            let some = partitions.chunks(PARTITIONS_PER_COPY).map(<[u16]>::to_vec);
+            some.map(move |partitions| (source, partitions)).collect::<Vec<_>>()
+        });
+        let (done, mut copied) = mpsc::unbounded_channel();
+        let copying = async {
+            let copies = stream::iter(copies).map(|(source, partitions)| {
+                let done = done.clone();
+                async move {
+                    match self.copy_from(layout, source, &partitions, done).await {
+                        Ok(()) => Ok(()),
+                        Err(CopyError::Store(error)) => Err(error),
+                        Err(CopyError::Source(status)) => {
+                            tracing::debug!(node = source.0, %status, "partitions could not be copied");
+                            Ok(())
+                        }
+                    }
+                }
+            });
+            let ended = copies.buffer_unordered(COPIES_AT_A_TIME).try_collect::<()>().await;
+            drop(done);
+            ended
+        };
+        let settling = async {
+            while let Some((partition, collected)) = copied.recv().await {
+                let lacks = lacking.get_mut(&partition).expect("asked for only while it is lacking");
+                lacks.needed -= 1;
+                lacks.collected = lacks.collected.max(collected);
+                if lacks.needed == 0 {
+                    self.copied(partition, lacks.collected).await?;
+                    lacking.remove(&partition);
+                    self.coordinator.inner.metrics.set_to_copy(lacking.len());
+                }
+            }
+            Ok(())
+        };
+        tokio::try_join!(copying, settling)?;
+        // Nothing had to be copied for those with a single replica that was lost.
+        lacking.retain(|_, lacks| lacks.needed > 0);
         Ok(())
     }
 
-    /// Copies a partition from one node; gives how far that has collected it.
-    async fn copy_from(&self, layout: &Layout, source: NodeId, partition: u16) -> Result<u64, CopyError> {
+    /// A partition was copied from enough nodes, of which one has collected it up to a clock.
+    async fn copied(&self, partition: u16, collected: u64) -> Result<(), StoreError> {
+        let replica = &self.coordinator.inner.replica;
+        if collected > 0 {
+            replica.store().set_collected(partition, collected).await?;
+            replica.drop_collected(partition).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies partitions from one node; tells each that is done, and how far that node has collected it.
+    async fn copy_from(
+        &self,
+        layout: &Layout,
+        source: NodeId,
+        partitions: &[u16],
+        done: mpsc::UnboundedSender<(u16, u64)>,
+    ) -> Result<(), CopyError> {
         let inner = &self.coordinator.inner;
         let peer = layout.peer_of(source).and_then(|peer| peer.parse().ok());
         let peer = peer.filter(|peer| inner.links.is_connected(*peer));
@@ -259,18 +306,28 @@ impl Transition {
         let request = v1::CopyRequest {
             header: Some(header),
             layout: layout.version(),
-            partition: u32::from(partition),
+            partitions: partitions.iter().copied().map(u32::from).collect(),
         };
         let mut client = inner.links.client(peer, Lane::Bulk);
         let opened = silence(client.copy(request)).await?;
         let mut parts = opened.into_inner();
-        let mut collected = 0;
+        let mut left = partitions.iter().copied();
+        let mut current = left.next();
         while let Some(part) = silence(parts.message()).await? {
-            let v1::ReplicaEntries { entries, collected_to } = part;
-            collected = collected_to;
-            self.keep(partition, entries, collected_to).await?;
+            let v1::CopyPart { partition, entries, collected_to, last } = part;
+            let expected = current.filter(|current| u32::from(*current) == partition);
+            let unexpected = || CopyError::Source(tonic::Status::data_loss("a partition nobody asked for"));
+            let partition = expected.ok_or_else(unexpected)?;
+            if !entries.is_empty() {
+                self.keep(partition, entries, collected_to).await?;
+            }
+            if last {
+                // Whoever settles what is done ends with the round.
+                let _ = done.send((partition, collected_to));
+                current = left.next();
+            }
         }
-        Ok(collected)
+        Ok(())
     }
 
     async fn keep(
@@ -299,6 +356,16 @@ impl Transition {
         tokio::time::sleep_until(started + pace).await;
         Ok(())
     }
+}
+
+/// A partition that is to be copied.
+struct Lacking {
+    /// From so many more nodes.
+    needed: usize,
+    /// Those that were not asked yet, the next one last.
+    sources: Vec<NodeId>,
+    /// The furthest that one of them has collected it.
+    collected: u64,
 }
 
 enum CopyError {
