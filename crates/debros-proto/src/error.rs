@@ -61,6 +61,13 @@ impl Failure {
         self
     }
 
+    /// Another node can do at once what this one cannot.
+    #[must_use]
+    pub fn elsewhere(mut self) -> Self {
+        self.retry = RetryHint::RetryElsewhere;
+        self
+    }
+
     /// Adds how long to wait.
     #[must_use]
     pub fn with_retry_after(mut self, after: Duration) -> Self {

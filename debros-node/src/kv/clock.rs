@@ -103,6 +103,8 @@ impl VersionClock {
         let now = Instant::now();
         let half = now.saturating_duration_since(asked).as_millis() as i64 / 2;
         let offset = theirs_unix_ms as i64 + half - self.unix_ms() as i64;
+        // Only what is certain: a slow answer, or one that was taken up late, says little.
+        let offset = offset.signum() * (offset.abs() - half).max(0);
         let mut state = self.state();
         self.forget_before_a_step(&mut state, now);
         state.offsets.insert(peer, (offset, now));

@@ -48,7 +48,9 @@ async fn deliver(coordinator: &Coordinator, node: NodeId) -> Result<bool, StoreE
     let inner = &coordinator.inner;
     let store = inner.replica.store();
     let Some(view) = inner.layouts.adopted() else { return Ok(false) };
-    let hints = store.read(move |snapshot| snapshot.hints(node, HINTS_PER_STEP)).await?;
+    let hints = store
+        .read(move |snapshot| snapshot.hints(node, HINTS_PER_STEP, limits::STORAGE_PAGE_BYTES_MAX))
+        .await?;
     if hints.is_empty() {
         return Ok(false);
     }

@@ -121,7 +121,9 @@ impl From<StoreError> for Failure {
             StoreError::Stopped => ErrorCode::ShuttingDown,
             StoreError::Open { .. } | StoreError::Damaged(_) | StoreError::Failed(_) => ErrorCode::Internal,
         };
-        Failure::new(code, error.to_string())
+        let failure = Failure::new(code, error.to_string());
+        // What was in the journal when it failed may be found there after a restart.
+        if matches!(error, StoreError::Failed(_)) { failure.maybe_applied() } else { failure }
     }
 }
 
@@ -214,6 +216,7 @@ pub struct Store {
     hinted: Arc<AtomicU64>,
     /// Trees are counted one after the other.
     counting: Arc<Mutex<()>>,
+    blocking: Blocking,
 }
 
 impl Store {
@@ -249,15 +252,16 @@ impl Store {
             trees: HashMap::new(),
             changes: changes.clone(),
             hinted: hinted.clone(),
-            fail,
+            fail: fail.clone(),
             options,
         };
         let limits = (WRITES_WAITING_MAX, WRITES_PER_COMMIT_MAX);
         let writer = blocking.worker("kv-write", limits, writer, Writer::commit);
         let limits = (READS_WAITING_MAX, READS_PER_SNAPSHOT_MAX);
-        let reader = Reader { tables: tables.clone(), layers };
+        let reader = Reader { tables: tables.clone(), layers, fail };
         let readers = blocking.worker("kv-read", limits, reader, reader::serve);
-        Ok(Self { writer, readers, tables, states, changes, failed, hinted, counting: Arc::default() })
+        let counting = Arc::default();
+        Ok(Self { writer, readers, tables, states, changes, failed, hinted, counting, blocking })
     }
 
     /// Keeps records that are newer than what is there.
@@ -386,7 +390,8 @@ impl Store {
             match self.alter(|done| Job::Tree { partition, count: true, done }).await? {
                 TreeState::Known(tree) => return Ok(tree),
                 TreeState::Counting(snapshot) => {
-                    let counted = self.read(move |_| snapshot.tree(partition)).await?;
+                    // Beside the reader, which others wait for.
+                    let counted = self.blocking.run(move || snapshot.tree(partition)).await?;
                     self.alter(|done| Job::SetTree { partition, counted, done }).await?;
                 }
                 TreeState::Unknown => unreachable!("this asker counts"),

@@ -241,7 +241,7 @@ impl Transition {
             let some = partitions.chunks(PARTITIONS_PER_COPY).map(<[u16]>::to_vec);
             some.map(move |partitions| (source, partitions)).collect::<Vec<_>>()
         });
-        let (done, mut copied) = mpsc::unbounded_channel();
+        let (done, mut copied) = mpsc::channel(PARTITIONS_PER_COPY);
         let copying = async {
             let copies = stream::iter(copies).map(|(source, partitions)| {
                 let done = done.clone();
@@ -295,7 +295,7 @@ impl Transition {
         layout: &Layout,
         source: NodeId,
         partitions: &[u16],
-        done: mpsc::UnboundedSender<(u16, u64)>,
+        done: mpsc::Sender<(u16, u64)>,
     ) -> Result<(), CopyError> {
         let inner = &self.coordinator.inner;
         let peer = layout.peer_of(source).and_then(|peer| peer.parse().ok());
@@ -323,7 +323,7 @@ impl Transition {
             }
             if last {
                 // Whoever settles what is done ends with the round.
-                let _ = done.send((partition, collected_to));
+                let _ = done.send((partition, collected_to)).await;
                 current = left.next();
             }
         }

@@ -114,18 +114,25 @@ pub(super) fn start(
     // Deletions from then on may be forgotten by now.
     let lags = unix_ms_of(told_to) + (tombstone_life.as_millis() as u64) < now;
     let tracker = coordinator.inner.tracker.clone();
-    let watcher = Watcher {
+    let mut watcher = Watcher {
         coordinator,
         watch,
         events,
         told: Told::default(),
         told_to,
+        sent_to: told_to,
+        newest: told_to,
+        complete: false,
+        waiting: VecDeque::new(),
         begin_unix_ms,
         caught_up: false,
         expiring: BTreeSet::new(),
     };
     tracker.spawn(async move {
-        if !lags || watcher.send(vec![Kind::Lagged(v1::WatchLagged {})]).await {
+        if lags {
+            watcher.waiting.push_back(Kind::Lagged(v1::WatchLagged {}));
+        }
+        if watcher.send().await {
             watcher.run().await;
         }
     });
@@ -137,6 +144,8 @@ enum Heard {
     Changes(v1::ReplicaChanges),
     /// The replica is listened to from now on: what it did before may have been missed.
     Attached(NodeId),
+    /// It is not any more.
+    Detached(NodeId),
     /// A value has gone by itself.
     Expired,
 }
@@ -146,8 +155,16 @@ struct Watcher {
     watch: Watch,
     events: mpsc::Sender<v1::StorageEvents>,
     told: Told,
-    /// Everything up to this clock was told, but for what replicas hear of late.
+    /// Once what waits is told, everything up to this clock was, but for what replicas hear of late.
     told_to: u64,
+    /// The same without what waits: where another watch goes on.
+    sent_to: u64,
+    /// The youngest that was told. It says nothing of older changes while some may have been missed.
+    newest: u64,
+    /// Every change is heard, and those from before are told.
+    complete: bool,
+    /// What waits to be told.
+    waiting: VecDeque<Kind>,
     /// Nothing older is told.
     begin_unix_ms: u64,
     caught_up: bool,
@@ -206,9 +223,11 @@ impl Watcher {
 
     /// Tells what the replicas of one layout do. `false` when nobody watches any more.
     async fn follow(&mut self, view: &Arc<View>) -> bool {
+        self.complete = false;
         let mut heard = self.listen(view);
-        let mut attached = vec![self.coordinator.inner.node];
-        if self.hears_all(view, &attached) && !self.catch_up().await {
+        let mut attached = BTreeSet::from([self.coordinator.inner.node]);
+        // What still waits was told by nobody: the layout changed meanwhile.
+        if !self.send().await || (self.hears_all(view, &attached) && !self.catch_up().await) {
             return false;
         }
         loop {
@@ -223,8 +242,13 @@ impl Watcher {
                     (!changes.lagged || self.catch_up().await) && self.tell(changes.entries).await
                 }
                 Some(Heard::Attached(node)) => {
-                    attached.push(node);
+                    attached.insert(node);
                     !self.hears_all(view, &attached) || self.catch_up().await
+                }
+                Some(Heard::Detached(node)) => {
+                    attached.remove(&node);
+                    self.complete &= self.hears_all(view, &attached);
+                    true
                 }
             };
             if !go_on {
@@ -246,7 +270,6 @@ impl Watcher {
 
     async fn tell_expired(&mut self) -> bool {
         let now = self.coordinator.inner.clock.unix_ms();
-        let mut kinds = Vec::new();
         while let Some((expires_unix_ms, ..)) = self.expiring.first()
             && *expires_unix_ms <= now
             && let Some((expires_unix_ms, key, version)) = self.expiring.pop_first()
@@ -259,10 +282,10 @@ impl Watcher {
                     expires_unix_ms,
                     ..Default::default()
                 };
-                kinds.push(Kind::Deleted(entry));
+                self.waiting.push_back(Kind::Deleted(entry));
             }
         }
-        self.send(kinds).await
+        self.send().await
     }
 
     /// Remembers when a value goes. Past the limit the watcher hears of it when the key is next changed.
@@ -273,7 +296,7 @@ impl Watcher {
     }
 
     /// Whether no write can be acknowledged without one of these nodes.
-    fn hears_all(&self, view: &View, attached: &[NodeId]) -> bool {
+    fn hears_all(&self, view: &View, attached: &BTreeSet<NodeId>) -> bool {
         partitions_of(&self.watch.namespace).into_iter().all(|partition| {
             let placement = view.readers();
             let heard = placement.nodes_of(partition).iter().filter(|node| attached.contains(node)).count();
@@ -316,10 +339,11 @@ impl Watcher {
         futures::stream::unfold(closed, move |open| {
             let (links, request) = (links.clone(), request.clone());
             async move {
-                if let Some(mut changes) = open
-                    && let Ok(Some(changed)) = changes.message().await
-                {
-                    return Some((Heard::Changes(changed), Some(changes)));
+                if let Some(mut changes) = open {
+                    return Some(match changes.message().await {
+                        Ok(Some(changed)) => (Heard::Changes(changed), Some(changes)),
+                        Ok(None) | Err(_) => (Heard::Detached(node), None),
+                    });
                 }
                 loop {
                     match links.client(peer, Lane::Kv).watch(request.clone()).await {
@@ -371,38 +395,59 @@ impl Watcher {
             }
             match scanned_to {
                 Some(next) => after = next,
-                None if std::mem::replace(&mut self.caught_up, true) => return true,
-                None => return self.send(vec![Kind::CaughtUp(v1::WatchCaughtUp {})]).await,
+                None => {
+                    self.complete = true;
+                    self.told_to = self.newest;
+                    if !std::mem::replace(&mut self.caught_up, true) {
+                        self.waiting.push_back(Kind::CaughtUp(v1::WatchCaughtUp {}));
+                    }
+                    return self.send().await;
+                }
             }
         }
     }
 
     async fn tell(&mut self, entries: Vec<v1::ReplicaEntry>) -> bool {
         let now = self.coordinator.inner.clock.unix_ms();
-        let mut kinds = Vec::with_capacity(entries.len());
         for v1::ReplicaEntry { namespace: _, key, record } in entries {
             let Some(record) = record.and_then(Record::from_wire) else { continue };
             if self.told.is_news(&key, record.version) {
-                self.told_to = self.told_to.max(record.version.clock);
+                self.newest = self.newest.max(record.version.clock);
                 self.expect_expiry(&key, &record);
-                kinds.push(kind(key, record, now));
+                self.waiting.push_back(kind(key, record, now));
             }
         }
-        self.send(kinds).await
+        if self.complete {
+            self.told_to = self.newest;
+        }
+        self.send().await
     }
 
-    /// Sends events; `false` when nobody watches any more.
-    async fn send(&self, mut kinds: Vec<Kind>) -> bool {
-        while !kinds.is_empty() {
-            let rest = kinds.split_off(kinds.len().min(EVENTS_PER_MESSAGE_MAX));
-            let events = kinds.into_iter().map(|kind| v1::StorageEvent { kind: Some(kind) }).collect();
-            let resume = resume_token(self.told_to).into();
-            if self.events.send(v1::StorageEvents { events, resume }).await.is_err() {
-                return false;
+    /// Tells what waits; `false` when nobody watches any more. What was not told when this is cancelled waits on.
+    async fn send(&mut self) -> bool {
+        while !self.waiting.is_empty() {
+            let Ok(permit) = self.events.reserve().await else { return false };
+            let mut bytes = 0;
+            let fits = |kind: &&Kind| {
+                bytes += event_bytes(kind);
+                bytes <= limits::STORAGE_PAGE_BYTES_MAX
+            };
+            let count = self.waiting.iter().take(EVENTS_PER_MESSAGE_MAX).take_while(fits).count().max(1);
+            let kinds = self.waiting.drain(..count);
+            let events = kinds.map(|kind| v1::StorageEvent { kind: Some(kind) }).collect();
+            if self.waiting.is_empty() {
+                self.sent_to = self.told_to;
             }
-            kinds = rest;
+            permit.send(v1::StorageEvents { events, resume: resume_token(self.sent_to).into() });
         }
         true
+    }
+}
+
+fn event_bytes(kind: &Kind) -> usize {
+    match kind {
+        Kind::Put(entry) | Kind::Deleted(entry) => entry.key.len() + entry.value.len(),
+        Kind::Lagged(_) | Kind::CaughtUp(_) => 0,
     }
 }
 

@@ -196,7 +196,7 @@ impl Registers {
                 "this node serves REGISTER_WATCHES_MAX, {}, watches: ask another",
                 limits::REGISTER_WATCHES_MAX
             );
-            Failure::new(ErrorCode::Busy, message).with_retry_after(limits::WATCH_PROGRESS_INTERVAL)
+            Failure::new(ErrorCode::Busy, message).elsewhere()
         })
     }
 

@@ -125,7 +125,7 @@ impl Storage {
                 "this node serves STORAGE_WATCHES_MAX, {}, watches: ask another",
                 limits::STORAGE_WATCHES_MAX
             );
-            Failure::new(ErrorCode::Busy, message).with_retry_after(limits::WATCH_PROGRESS_INTERVAL)
+            Failure::new(ErrorCode::Busy, message).elsewhere()
         })?;
         let watch = Watch { namespace: authorised.namespace.as_str().to_owned(), prefix, resume };
         let events = self.kv.get()?.watch(watch)?.into_events();

@@ -18,6 +18,7 @@ const TTL: Duration = Duration::from_secs(10);
 pub async fn locks(registers: Arc<dyn Registers>) {
     one_holder_at_a_time(&registers).await;
     a_lost_lease_is_noticed(&registers).await;
+    a_lost_key_is_noticed(&registers).await;
     elections(&registers).await;
 }
 
@@ -53,6 +54,18 @@ async fn a_lost_lease_is_noticed(registers: &Arc<dyn Registers>) {
     timeout(PATIENCE, guard.lost()).await.expect("noticed in time");
     assert!(!guard.is_held());
     guard.release().await.expect("it counts as released");
+}
+
+/// Somebody frees the lock by hand.
+async fn a_lost_key_is_noticed(registers: &Arc<dyn Registers>) {
+    let lock = Lock::new(registers.clone(), "conformance/lock", TTL);
+    let guard = lock.acquire(b"holder").await.expect("the lock");
+    registers.delete(b"conformance/lock").await.expect("an answer");
+    let next = timeout(PATIENCE, lock.acquire(b"next")).await.expect("in time").expect("the lock");
+    timeout(PATIENCE, guard.lost()).await.expect("noticed in time");
+    assert!(!guard.is_held() && next.is_held());
+    next.release().await.expect("released");
+    assert_eq!(registers.get(b"conformance/lock").await.expect("a read"), None);
 }
 
 async fn elections(registers: &Arc<dyn Registers>) {

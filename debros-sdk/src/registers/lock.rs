@@ -96,7 +96,8 @@ impl Lock {
         }
     }
 
-    /// Takes the lock, waiting as long as others have it.
+    /// Takes the lock, waiting as long as others have it. One that is given up (dropped) while its request is
+    /// under way may leave the lock taken until its time to live is over.
     ///
     /// # Errors
     /// As [`Self::try_acquire`].
@@ -145,7 +146,8 @@ impl Lock {
     fn guard(&self, lease: LeaseId, token: u64, begun: Instant) -> LockGuard {
         let (lost, released) = (CancellationToken::new(), CancellationToken::new());
         let (told, ends) = watch::channel(begun + lasts(self.ttl));
-        let keeper = Keeper { registers: self.registers.clone(), lease, ttl: self.ttl, ends: told };
+        let (registers, key) = (self.registers.clone(), self.key.clone());
+        let keeper = Keeper { registers, key, lease, ttl: self.ttl, ends: told };
         let kept = keeper.run(begun, lost.clone(), released.clone());
         // It ends soon after it is told to release the lock, or has lost it.
         LockGuard { token, lost, ends, release: released.drop_guard(), keeper: tokio::spawn(kept) }
@@ -155,6 +157,7 @@ impl Lock {
 /// What keeps a lock while it is held, and gives it back.
 struct Keeper {
     registers: Arc<dyn Registers>,
+    key: Arc<[u8]>,
     lease: LeaseId,
     ttl: Duration,
     /// When the lock counts as lost, unless the lease is kept alive before.
@@ -186,8 +189,9 @@ impl Keeper {
         }
     }
 
-    /// Returns when the lease is lost: when it is said to have ended, or nobody could be told of life for nearly
-    /// its whole time, counted from before the last request that succeeded.
+    /// Returns when the lock is lost: when its lease is said to have ended, or its key was deleted or put by
+    /// somebody else, or nobody could be told of life for nearly the lease's whole time, counted from before the
+    /// last request that succeeded.
     async fn keep_alive(&self, begun: Instant) {
         let (lease, mut alive) = (self.lease, begun);
         loop {
@@ -204,6 +208,11 @@ impl Keeper {
                     Ok(Err(_)) | Err(_) => return,
                 }
             };
+            if let Ok(Ok(found)) = timeout_at(ends, self.registers.get(&self.key)).await
+                && found.is_none_or(|found| found.lease != Some(lease))
+            {
+                return;
+            }
         }
     }
 }

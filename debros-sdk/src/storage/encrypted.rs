@@ -42,8 +42,12 @@ impl<S: Storage> EncryptedStorage<S> {
         Self { storage, keys: Arc::new(keys) }
     }
 
-    /// Encrypts with the current key what an older one encrypted, for all keys that begin with `prefix`;
-    /// after that the older keys can go. May be stopped and run again. `progress` is told after each page.
+    /// Encrypts with the current key what an older one encrypted, for all keys that begin with `prefix`. May be
+    /// stopped and run again. `progress` is told after each page.
+    ///
+    /// The older keys can go once nothing of theirs is left: after the empty prefix, or, where only some keys
+    /// are encrypted, after their prefixes and, if there are blobs, [`BLOB_CHUNKS_PREFIX`](crate::BLOB_CHUNKS_PREFIX),
+    /// under which the chunks of all blobs lie.
     ///
     /// There is no compare-and-set: a put or delete of somebody else that falls between reading a value
     /// and putting it again is undone. Rotate while nobody writes, or write under other keys meanwhile.

@@ -2,7 +2,7 @@
 //! own in LMDB, into which goes whatever is in memory, so that nothing older comes after it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use debros_proto::NodeId;
 use debros_proto::layout::PARTITIONS;
@@ -27,6 +27,12 @@ struct Effects {
     whole: Option<bool>,
     collected: Vec<(u16, u64)>,
     fenced: Vec<(u16, u64)>,
+}
+
+/// What a transaction under way has said of a partition last, or else what was so before it.
+fn last_of(said: &[(u16, u64)], partition: u16, before: &[AtomicU64]) -> u64 {
+    let here = said.iter().rev().find(|(other, _)| *other == partition);
+    here.map_or_else(|| before[usize::from(partition)].load(Ordering::Relaxed), |(_, clock)| *clock)
 }
 
 impl Writer {
@@ -135,14 +141,14 @@ impl Writer {
             }
             Job::Clear { partition, done } => answer(done, self.clear(txn, partition, effects)?),
             Job::FencePartition { partition, clock, done } => {
-                if clock > self.states.fenced[usize::from(partition)].load(Ordering::Relaxed) {
+                if clock > last_of(&effects.fenced, partition, &self.states.fenced) {
                     self.tables.set_fenced(txn, partition, clock).map_err(failed)?;
                     effects.fenced.push((partition, clock));
                 }
                 answer(done, ())
             }
             Job::SetCollected { partition, clock, done } => {
-                if clock > self.states.collected[usize::from(partition)].load(Ordering::Relaxed) {
+                if clock > last_of(&effects.collected, partition, &self.states.collected) {
                     self.tables.set_collected(txn, partition, clock).map_err(failed)?;
                     effects.collected.push((partition, clock));
                 }

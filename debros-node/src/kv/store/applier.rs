@@ -21,6 +21,15 @@ pub(super) struct Applier {
     pub(super) fail: watch::Sender<Option<StoreError>>,
 }
 
+impl Drop for Applier {
+    /// As for the writer.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail.send_replace(Some(StoreError::Failed("what fills LMDB panicked".to_owned())));
+        }
+    }
+}
+
 impl Applier {
     /// Applies layers; says whether the store goes on.
     pub(super) fn apply(&mut self, jobs: &mut Vec<Frozen>) -> bool {

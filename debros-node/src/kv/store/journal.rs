@@ -19,7 +19,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 /// Files that take turns: one is written while what the other holds goes into LMDB.
 const FILES: u64 = 2;
 const HEADER_BYTES: usize = 16;
-/// A batch has no more than a full message's writes for each job of it; more is damage.
+/// A batch is never larger; what says that it is was damaged.
 const BATCH_BYTES_MAX: usize = 1 << 30;
 
 /// Writes on their way to the journal.
@@ -66,8 +66,8 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens the journal in a folder and gives the writes that LMDB does not have: those of generations
-    /// after `applied`, in order, and the last of these generations.
-    pub(super) fn open(folder: &Path, applied: u64) -> io::Result<(Self, Vec<Found>, u64)> {
+    /// after `applied`, in order. Once LMDB has them, everything before [`Self::generation`] is applied.
+    pub(super) fn open(folder: &Path, applied: u64) -> io::Result<(Self, Vec<Found>)> {
         let open = |number: u64| {
             let path = folder.join(format!("journal-{number}"));
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
@@ -82,12 +82,20 @@ impl Journal {
         let last = generations.last().map_or(0, |(generation, _)| *generation).max(applied);
         let missing = generations.into_iter().filter(|(generation, _)| *generation > applied);
         let found = missing.flat_map(|(_, found)| found).collect();
-        Ok((Self { files, generation: last + 1, end: 0 }, found, last))
+        // Some generations may have begun and left only their later batches on disk. No number is given again,
+        // so that none of these is taken for a part of a new one.
+        let generation = last + 1 + FILES;
+        Ok((Self { files, generation, end: 0 }, found))
     }
 
     /// The generation that is being written.
     pub(super) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// How much the generation holds.
+    pub(super) fn bytes(&self) -> u64 {
+        self.end
     }
 
     fn file(&self) -> &File {
@@ -97,6 +105,9 @@ impl Journal {
     /// Writes a batch. It survives the end of the process from now on, and the loss of power from the next
     /// [`Self::flush`] on.
     pub(super) fn append(&mut self, mut batch: JournalBatch) -> io::Result<()> {
+        if batch.bytes.len() > BATCH_BYTES_MAX {
+            return Err(io::Error::other("a batch of more than BATCH_BYTES_MAX would not be found again"));
+        }
         batch.seal(self.generation);
         self.file().write_all_at(&batch.bytes, self.end)?;
         self.end += batch.bytes.len() as u64;
@@ -117,12 +128,8 @@ impl Journal {
 
 /// The generation that a file begins with, and its writes up to the first batch that is not whole.
 fn read_generation(file: &File) -> io::Result<Option<(u64, Vec<Found>)>> {
-    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
-    file.read_exact_at(&mut bytes, 0)?;
-    let mut bytes = Bytes::from(bytes);
-    let mut first = None;
-    let mut found = Vec::new();
-    while let Some((generation, batch)) = next_batch(&mut bytes) {
+    let (mut first, mut found, mut at) = (None, Vec::new(), 0);
+    while let Some((generation, batch)) = next_batch(file, &mut at)? {
         if *first.get_or_insert(generation) != generation {
             break;
         }
@@ -132,19 +139,27 @@ fn read_generation(file: &File) -> io::Result<Option<(u64, Vec<Found>)>> {
     Ok(first.map(|generation| (generation, found)))
 }
 
-fn next_batch(bytes: &mut Bytes) -> Option<(u64, Bytes)> {
-    if bytes.len() < HEADER_BYTES {
-        return None;
+fn next_batch(file: &File, at: &mut u64) -> io::Result<Option<(u64, Bytes)>> {
+    let left = file.metadata()?.len().saturating_sub(*at);
+    if left < HEADER_BYTES as u64 {
+        return Ok(None);
     }
-    let (length, checksum) = (bytes.get_u32() as usize, bytes.get_u32());
-    if length > BATCH_BYTES_MAX || bytes.len() < 8 + length || length == 0 {
-        return None;
+    let mut header = [0; 8];
+    file.read_exact_at(&mut header, *at)?;
+    let mut header = &header[..];
+    let (length, checksum) = (header.get_u32() as usize, header.get_u32());
+    if length == 0 || length > BATCH_BYTES_MAX || left < (HEADER_BYTES + length) as u64 {
+        return Ok(None);
     }
-    if crc32c::crc32c(&bytes[..8 + length]) != checksum {
-        return None;
+    let mut bytes = vec![0; 8 + length];
+    file.read_exact_at(&mut bytes, *at + 8)?;
+    if crc32c::crc32c(&bytes) != checksum {
+        return Ok(None);
     }
+    *at += (HEADER_BYTES + length) as u64;
+    let mut bytes = Bytes::from(bytes);
     let generation = bytes.get_u64();
-    Some((generation, bytes.split_to(length)))
+    Ok(Some((generation, bytes)))
 }
 
 fn read_batch(mut batch: Bytes) -> Option<Vec<Found>> {
@@ -170,7 +185,7 @@ fn take(bytes: &mut Bytes, length_bytes: usize) -> Option<Bytes> {
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use super::{Journal, JournalBatch};
+    use super::{FILES, Journal, JournalBatch};
 
     fn batch(writes: &[(&str, &str)]) -> JournalBatch {
         let mut batch = JournalBatch::default();
@@ -179,15 +194,16 @@ mod tests {
     }
 
     fn found(folder: &std::path::Path, applied: u64) -> (Vec<(String, String)>, u64) {
-        let (_, found, last) = Journal::open(folder, applied).unwrap();
+        let (journal, found) = Journal::open(folder, applied).unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let last = journal.generation() - 1 - FILES;
         (found.iter().map(|(place, record)| (text(place), text(record))).collect(), last)
     }
 
     #[test]
     fn what_was_written_is_found_until_it_is_applied() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, nothing, _) = Journal::open(folder.path(), 0).unwrap();
+        let (mut journal, nothing) = Journal::open(folder.path(), 0).unwrap();
         assert!(nothing.is_empty());
         let generation = journal.generation();
         journal.append(batch(&[("a", "1"), ("b", "2")])).unwrap();
@@ -204,7 +220,7 @@ mod tests {
     #[test]
     fn an_older_generation_behind_a_shorter_one_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, ..) = Journal::open(folder.path(), 0).unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
         let first = journal.generation();
         for number in 0..10 {
             journal.append(batch(&[("old", &number.to_string())])).unwrap();
@@ -216,9 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_generation_that_lost_its_beginning_is_never_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
+        for record in ["1", "2", "3"] {
+            journal.append(batch(&[("a", record)])).unwrap();
+        }
+        // Power was lost before a flush, and of the first batch no page was written.
+        journal.file().write_all_at(&[0; 16], 0).unwrap();
+        let applied = journal.generation() - 1;
+        let (mut journal, nothing) = Journal::open(folder.path(), applied).unwrap();
+        assert!(nothing.is_empty());
+        journal.append(batch(&[("a", "4")])).unwrap();
+        let (writes, _) = found(folder.path(), applied);
+        assert_eq!(writes, [("a".to_owned(), "4".to_owned())]);
+    }
+
+    #[test]
     fn a_torn_batch_ends_the_journal_wherever_it_is_torn() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, ..) = Journal::open(folder.path(), 0).unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), 0).unwrap();
         journal.append(batch(&[("a", "whole")])).unwrap();
         let whole = journal.end;
         journal.append(batch(&[("b", "torn"), ("c", "torn")])).unwrap();

@@ -21,15 +21,19 @@ pub(super) struct Layer {
 
 impl Layer {
     pub(super) fn put(&mut self, place: Bytes, record: Bytes) {
-        self.bytes += place.len() + record.len();
+        let place_bytes = place.len();
+        self.bytes += place_bytes + record.len();
         if let Some(before) = self.data.insert(place, record) {
-            self.bytes -= before.len();
+            self.bytes -= place_bytes + before.len();
         }
     }
 
     pub(super) fn hint(&mut self, key: Bytes, value: Bytes) {
-        self.bytes += key.len() + value.len();
-        self.hints.insert(key, value);
+        let key_bytes = key.len();
+        self.bytes += key_bytes + value.len();
+        if let Some(before) = self.hints.insert(key, value) {
+            self.bytes -= key_bytes + before.len();
+        }
     }
 
     /// About what it takes in memory, without the trees' own.

@@ -20,6 +20,11 @@ use crate::kv::record::{Entry, Record};
 const LAYER_BYTES: usize = 4 << 20;
 /// While one layer goes into LMDB the next one grows to this; past it the writer waits.
 const LAYER_BYTES_MAX: usize = 64 << 20;
+/// A generation of the journal of this size ends, however few keys it was written for: all of it is read after
+/// a crash.
+const JOURNAL_BYTES: u64 = 64 << 20;
+/// As [`LAYER_BYTES_MAX`].
+const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
 type ReadTxn<'t> = heed::RoTxn<'t, heed::WithoutTls>;
 
@@ -71,7 +76,9 @@ impl Writer {
         if jobs.is_empty() {
             return true;
         }
-        let tables = self.tables.clone();
+        let (layers, tables) = (self.layers.clone(), self.tables.clone());
+        // First the memory: what goes from there into LMDB meanwhile is seen in both.
+        let layers = layers.read();
         let txn = match tables.env.read_txn() {
             Ok(txn) => txn,
             Err(error) => {
@@ -81,16 +88,14 @@ impl Writer {
             }
         };
         let mut accepted = Accepted::default();
-        let layers = self.layers.clone();
-        let layers = layers.read();
         for PutJob { origin, puts, done } in jobs {
             match self.accept_all(&txn, &layers, origin, puts, &mut accepted) {
                 Ok(applied) => accepted.answers.push(answer(done, applied)),
                 Err(error) => drop(done.send(Err(error))),
             }
         }
-        drop(layers);
         drop(txn);
+        drop(layers);
         self.make_durable(accepted, flush)
     }
 
@@ -103,6 +108,13 @@ impl Writer {
             }
             let mut layers = self.layers.write();
             records.into_iter().for_each(|(place, record)| layers.active.put(place, record));
+        } else if flush
+            && self.unflushed
+            && let Err(error) = self.flush_journal()
+        {
+            // They have been there already, but as relaxed writes.
+            answers.into_iter().for_each(|answer| answer(Err(error.clone())));
+            return self.fail(error);
         }
         self.toggle(toggles);
         if !changed.is_empty() {
@@ -192,14 +204,19 @@ impl Writer {
     }
 
     fn journal(&mut self, batch: JournalBatch, flush: bool) -> Result<(), StoreError> {
-        self.journal.append(batch).map_err(journal_failed)?;
+        self.journal.append(batch).map_err(|error| match error.kind() {
+            std::io::ErrorKind::StorageFull => StoreError::Full,
+            _ => StoreError::Failed(format!("the journal: {error}")),
+        })?;
         self.unflushed = true;
         if flush { self.flush_journal() } else { Ok(()) }
     }
 
+    /// Whatever its error, what is on disk is not known after it.
     fn flush_journal(&mut self) -> Result<(), StoreError> {
         if self.flushes() {
-            self.journal.flush().map_err(journal_failed)?;
+            let failed = |error| StoreError::Failed(format!("the journal cannot be flushed: {error}"));
+            self.journal.flush().map_err(failed)?;
         }
         self.unflushed = false;
         Ok(())
@@ -229,34 +246,43 @@ impl Writer {
         if waiting {
             // One that could not be applied is tried again; one that was is passed over.
             self.send_frozen();
-        } else if hints {
-            self.freeze();
+            return true;
         }
-        true
+        !hints || self.freeze()
     }
 
     /// Whether LMDB has had no room for what is in memory: more would fill the memory. Each tick tries again.
     fn is_full(&self) -> bool {
         let layers = self.layers.read();
-        layers.frozen.is_some() && layers.active.bytes() >= LAYER_BYTES_MAX
+        layers.frozen.is_some() && self.is_large(&layers, LAYER_BYTES_MAX, JOURNAL_BYTES_MAX)
+    }
+
+    fn is_large(&self, layers: &Layers, layer_bytes: usize, journal_bytes: u64) -> bool {
+        layers.active.bytes() >= layer_bytes || self.journal.bytes() >= journal_bytes
     }
 
     /// Lets a large layer go into LMDB.
     fn make_room(&mut self) -> bool {
         let layers = self.layers.read();
-        let (bytes, waiting) = (layers.active.bytes(), layers.frozen.is_some());
+        let waiting = layers.frozen.is_some();
+        let large = self.is_large(&layers, LAYER_BYTES, JOURNAL_BYTES);
+        let too_large = self.is_large(&layers, LAYER_BYTES_MAX, JOURNAL_BYTES_MAX);
         drop(layers);
         match waiting {
-            false if bytes >= LAYER_BYTES => {
-                self.freeze();
-                true
-            }
-            true if bytes >= LAYER_BYTES_MAX => self.transaction(Vec::new()),
+            false if large => self.freeze(),
+            true if too_large => self.transaction(Vec::new()),
             _ => true,
         }
     }
 
-    fn freeze(&mut self) {
+    /// Begins a new layer; says whether the store goes on.
+    fn freeze(&mut self) -> bool {
+        // Nobody would flush this generation any more.
+        if self.unflushed
+            && let Err(error) = self.flush_journal()
+        {
+            return self.fail(error);
+        }
         let mut layers = self.layers.write();
         let full = std::mem::take(&mut layers.active);
         layers.frozen = Some(Arc::new(full));
@@ -264,6 +290,7 @@ impl Writer {
         self.frozen_generation = self.journal.generation();
         self.turn_journal();
         self.send_frozen();
+        true
     }
 
     fn send_frozen(&self) {
@@ -282,8 +309,8 @@ impl Writer {
     fn hint(&mut self, target: NodeId, entry: &Entry, unix_ms: u64) -> Result<(), StoreError> {
         let key = Bytes::from(hint_key(target.0, entry.place().as_bytes()));
         let value = Bytes::from([&unix_ms.to_be_bytes()[..], &entry.record.to_bytes()].concat());
-        let txn = self.tables.env.read_txn().map_err(failed)?;
         let mut layers = self.layers.write();
+        let txn = self.tables.env.read_txn().map_err(failed)?;
         let known = |layer: &Layer| layer.hints.get(&key).cloned();
         let in_memory = known(&layers.active).or_else(|| layers.frozen.as_deref().and_then(known));
         let before = match &in_memory {
@@ -301,12 +328,5 @@ impl Writer {
         drop(layers);
         self.add_hinted(added);
         Ok(())
-    }
-}
-
-fn journal_failed(error: std::io::Error) -> StoreError {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull => StoreError::Full,
-        _ => StoreError::Failed(format!("the journal: {error}")),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::RwLockReadGuard;
 use bytes::Bytes;
 use debros_proto::{NodeId, v1};
 use heed::{RoTxn, WithoutTls};
+use tokio::sync::watch;
 
 use super::layers::{Layers, SharedLayers};
 use super::tables::{Tables, failed, hint_key, parse_hint};
@@ -23,6 +24,16 @@ type Stored<'s> = (&'s [u8], &'s [u8]);
 pub(super) struct Reader {
     pub(super) tables: Tables,
     pub(super) layers: SharedLayers,
+    pub(super) fail: watch::Sender<Option<StoreError>>,
+}
+
+impl Drop for Reader {
+    /// As for the writer.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail.send_replace(Some(StoreError::Failed("its reader panicked".to_owned())));
+        }
+    }
 }
 
 /// Serves everything that waits from one snapshot.
@@ -87,7 +98,7 @@ pub(in crate::kv) struct ScanLimits {
 
 impl<'t> Snapshot<'t> {
     fn new(reader: &'t Reader) -> Result<Self, StoreError> {
-        let Reader { tables, layers } = reader;
+        let Reader { tables, layers, .. } = reader;
         // First the memory: what goes from there into LMDB meanwhile is seen in both.
         let layers = layers.read();
         let txn = tables.env.read_txn().map_err(failed)?;
@@ -238,16 +249,22 @@ impl<'t> Snapshot<'t> {
         Ok(first.is_none_or(|(place, _)| !place.starts_with(&prefix)))
     }
 
-    /// Hints for a node, the first so many: when each was kept, and what it says.
+    /// Hints for a node, the first so many of at most so many bytes: when each was kept, and what it says.
+    /// One is given even if it is larger.
     pub(in crate::kv) fn hints(
         &self,
         target: NodeId,
         entries_max: usize,
+        bytes_max: usize,
     ) -> Result<Vec<(u64, Entry)>, StoreError> {
         let prefix = hint_key(target.0, &[]);
-        let mut hints = Vec::new();
+        let (mut hints, mut bytes) = (Vec::new(), 0);
         for item in self.tables.hints.prefix_iter(&self.txn, &prefix).map_err(failed)?.take(entries_max) {
             let (key, value) = item.map_err(failed)?;
+            bytes += key.len() + value.len();
+            if bytes > bytes_max && !hints.is_empty() {
+                break;
+            }
             let (kept_unix_ms, place, record) = parse_hint(key, value).ok_or_else(|| damaged(key))?;
             let parts = Place::parse(place).ok_or_else(|| damaged(key))?;
             let entry = Entry {

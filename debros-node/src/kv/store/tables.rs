@@ -144,11 +144,11 @@ impl Tables {
             |error: std::io::Error| StoreError::Failed(format!("the journal cannot be read: {error}"));
         let mut txn = self.env.write_txn().map_err(failed)?;
         let applied = self.applied(&txn)?;
-        let (journal, found, last) = Journal::open(folder, applied).map_err(cannot)?;
+        let (journal, found) = Journal::open(folder, applied).map_err(cannot)?;
         for (place, record) in found {
             self.data.put(&mut txn, &place, &record).map_err(failed)?;
         }
-        self.set_applied(&mut txn, last).map_err(failed)?;
+        self.set_applied(&mut txn, journal.generation() - 1).map_err(failed)?;
         txn.commit().map_err(failed)?;
         Ok(journal)
     }

@@ -91,7 +91,7 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     }
     assert_eq!((store.collected(7), store.fenced(8), store.fence_of(LAYOUT)), (99, 100, Fence::Open));
     assert_eq!(store.hinted_bytes(), hinted);
-    let hints = store.read(|snapshot| snapshot.hints(NodeId(4), 10)).await.unwrap();
+    let hints = store.read(|snapshot| snapshot.hints(NodeId(4), 10, usize::MAX)).await.unwrap();
     assert_eq!(hints, [(1000, entry("hinted", 6, "for four"))]);
     assert_eq!(store.read(|snapshot| snapshot.hinted_nodes()).await.unwrap(), [NodeId(4)]);
 }

@@ -18,6 +18,9 @@ use crate::blocking::Jobs;
 use crate::kv::record::{Entry, Place, Version};
 use crate::kv::tree::Tree;
 
+/// Puts of this size are committed before more are taken.
+const COMMIT_BYTES: usize = 16 << 20;
+
 pub(super) type Done<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What the writer is asked for. See [`super::Store`].
@@ -89,6 +92,15 @@ pub(super) enum Job {
     Tick,
 }
 
+impl Drop for Writer {
+    /// A writer that panics has failed: the node must not go on without one.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail.send_replace(Some(StoreError::Failed("its writer panicked".to_owned())));
+        }
+    }
+}
+
 /// What is known of a partition's tree.
 pub(super) enum TreeState {
     Known(Tree),
@@ -143,8 +155,12 @@ impl Writer {
         let mut jobs = jobs.drain(..).peekable();
         while let Some(job) = jobs.next() {
             let kind = job.kind();
+            let mut bytes = job.bytes();
             let mut same = vec![job];
-            while let Some(next) = jobs.next_if(|next| next.kind() == kind) {
+            while bytes < COMMIT_BYTES
+                && let Some(next) = jobs.next_if(|next| next.kind() == kind)
+            {
+                bytes += next.bytes();
                 same.push(next);
             }
             let go_on = match kind {
@@ -183,12 +199,22 @@ impl Writer {
         self.hinted.store(hinted, Ordering::Relaxed);
     }
 
+    fn has_memory(&self) -> bool {
+        !self.layers.read().is_empty()
+    }
+
     fn tree_job(&mut self, job: Job) -> bool {
         match job {
             Job::Tree { partition, count, done } => {
                 // Its snapshot must hold all that the kept tree begins from.
-                if count && !self.layers.read().is_empty() && !self.transaction(Vec::new()) {
-                    return false;
+                if count && self.has_memory() {
+                    if !self.transaction(Vec::new()) {
+                        return false;
+                    }
+                    if self.has_memory() {
+                        let _ = done.send(Err(StoreError::Full));
+                        return true;
+                    }
                 }
                 let state = match self.trees.get(&partition) {
                     Some(KeptTree::Known(tree)) => Ok(TreeState::Known(tree.clone())),
@@ -224,6 +250,16 @@ enum Kind {
 }
 
 impl Job {
+    /// About how much it will add to the journal and to memory.
+    fn bytes(&self) -> usize {
+        let size = |entry: &Entry| entry.key.len() + entry.record.value.len();
+        match self {
+            Self::Put { puts, .. } => puts.iter().map(|put| size(&put.entry)).sum(),
+            Self::Hint { entry, .. } => size(entry),
+            _ => 0,
+        }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             Self::Put { .. } | Self::Hint { .. } => Kind::Put,
