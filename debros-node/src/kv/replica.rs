@@ -22,6 +22,8 @@ use super::store::{Applied, Durability, Fence, Origin, Put, PutOutcome, ScanLimi
 
 /// Entries of one answer of [`Operation::Keys`].
 pub(super) const KEYS_PER_ANSWER_MAX: usize = 1000;
+/// Reads of one message that are answered where they arrive.
+const READS_AT_ONCE_MAX: usize = 64;
 /// Entries looked at in one step of a collection.
 const COLLECT_STEP_ENTRIES: usize = 4096;
 
@@ -192,6 +194,7 @@ impl Replica {
 
     /// Reads keys from one snapshot.
     async fn read_all(&self, reads: Vec<Read>) -> Result<Vec<v1::ReplicaReadResult>, StoreError> {
+        let few = reads.len() <= READS_AT_ONCE_MAX;
         // Before the records: a collection that comes between makes the answer seem older than it is, never newer.
         let collected: Vec<u64> =
             reads.iter().map(|read| self.inner.store.collected(read.partition)).collect();
@@ -202,7 +205,7 @@ impl Replica {
             });
             found.collect()
         };
-        self.inner.store.read(work).await
+        if few { self.inner.store.read_points(work).await } else { self.inner.store.read(work).await }
     }
 
     /// Reads one key for a coordinator on this node.

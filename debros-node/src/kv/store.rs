@@ -30,6 +30,7 @@ use std::time::Duration;
 use debros_proto::layout::PARTITIONS;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::sync::{Mutex, broadcast, oneshot, watch};
+use tokio::time::Instant;
 
 use super::record::{Entry, Place, Record, Version};
 use super::tree::Tree;
@@ -56,6 +57,10 @@ const READS_WAITING_MAX: usize = 4096;
 /// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
 const READS_PER_SNAPSHOT_MAX: usize = 256;
 
+/// A read where it is asked for that takes longer has waited for the disk.
+const READ_AT_ONCE_MAX: Duration = Duration::from_millis(1);
+/// After one such, reads go to the reader's thread for so long.
+const READ_BESIDE: Duration = Duration::from_secs(1);
 /// Pause between looks whether the files are closed.
 const CLOSED_YET: Duration = Duration::from_millis(5);
 
@@ -217,6 +222,37 @@ pub struct Store {
     /// Trees are counted one after the other.
     counting: Arc<Mutex<()>>,
     blocking: Blocking,
+    layers: SharedLayers,
+    at_once: Arc<AtOnce>,
+}
+
+/// Whether points are read where they are asked for. That saves two changes of threads as long as what is read
+/// is in memory, and would hold up everything else while the disk is waited for.
+struct AtOnce {
+    opened: Instant,
+    /// Not before so many milliseconds after it was opened.
+    not_before_ms: AtomicU64,
+}
+
+impl AtOnce {
+    fn new() -> Self {
+        Self { opened: Instant::now(), not_before_ms: AtomicU64::new(0) }
+    }
+
+    fn may(&self, now: Instant) -> bool {
+        self.since_opened_ms(now) >= self.not_before_ms.load(Ordering::Relaxed)
+    }
+
+    fn took(&self, began: Instant) {
+        let now = Instant::now();
+        if now - began > READ_AT_ONCE_MAX {
+            self.not_before_ms.store(self.since_opened_ms(now + READ_BESIDE), Ordering::Relaxed);
+        }
+    }
+
+    fn since_opened_ms(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.opened).as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 impl Store {
@@ -258,10 +294,23 @@ impl Store {
         let limits = (WRITES_WAITING_MAX, WRITES_PER_COMMIT_MAX);
         let writer = blocking.worker("kv-write", limits, writer, Writer::commit);
         let limits = (READS_WAITING_MAX, READS_PER_SNAPSHOT_MAX);
-        let reader = Reader { tables: tables.clone(), layers, fail };
+        let reader = Reader { tables: tables.clone(), layers: layers.clone(), fail };
         let readers = blocking.worker("kv-read", limits, reader, reader::serve);
         let counting = Arc::default();
-        Ok(Self { writer, readers, tables, states, changes, failed, hinted, counting, blocking })
+        let at_once = Arc::new(AtOnce::new());
+        Ok(Self {
+            writer,
+            readers,
+            tables,
+            states,
+            changes,
+            failed,
+            hinted,
+            counting,
+            blocking,
+            layers,
+            at_once,
+        })
     }
 
     /// Keeps records that are newer than what is there.
@@ -288,6 +337,32 @@ impl Store {
         let job: ReadJob = Box::new(move |snapshot| drop(done.send(snapshot.and_then(work))));
         self.readers.send(job).await.map_err(|_| StoreError::Stopped)?;
         result.await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// Reads a few points, at once when that does not wait for the disk.
+    pub(super) async fn read_points<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshot<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        match self.read_here(work) {
+            Ok(found) => found,
+            Err(work) => self.read(work).await,
+        }
+    }
+
+    /// Reads on this thread; gives the work back when that might take long.
+    fn read_here<T, W>(&self, work: W) -> Result<Result<T, StoreError>, W>
+    where
+        W: FnOnce(&Snapshot<'_>) -> Result<T, StoreError>,
+    {
+        let began = Instant::now();
+        if !self.at_once.may(began) {
+            return Err(work);
+        }
+        let Some(layers) = self.layers.try_read() else { return Err(work) };
+        let found = Snapshot::over(&self.tables, layers).and_then(|snapshot| work(&snapshot));
+        self.at_once.took(began);
+        Ok(found)
     }
 
     /// Lets relaxed writes become durable. To be called again and again.

@@ -9,6 +9,8 @@ use std::hash::Hasher;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::record::HEADER_BYTES;
+
 /// Leaves of one tree: a difference of one key names a 256th of its partition.
 pub(super) const LEAVES: usize = 256;
 /// Bytes of one hash.
@@ -35,13 +37,23 @@ pub(super) fn leaf_of(place: &[u8]) -> usize {
     hasher.finish() as usize % LEAVES
 }
 
+/// What a stored record is to the tree. Its version stands for its value: no two values have the same one.
+pub(super) fn hash_of(place: &[u8], record: &[u8]) -> u128 {
+    let mut hasher = SipHasher13::new_with_keys(ENTRY, place.len() as u64);
+    hasher.write(place);
+    hasher.write(&record[..record.len().min(HEADER_BYTES)]);
+    hasher.finish128().as_u128()
+}
+
 impl Tree {
     /// Adds an entry, or takes it out: the same step undoes itself.
     pub(super) fn toggle(&mut self, place: &[u8], record: &[u8]) {
-        let mut hasher = SipHasher13::new_with_keys(ENTRY, place.len() as u64);
-        hasher.write(place);
-        hasher.write(record);
-        self.0[leaf_of(place)] ^= hasher.finish128().as_u128();
+        self.step(leaf_of(place), hash_of(place, record));
+    }
+
+    /// Adds the hashes of entries of a leaf, or takes them out.
+    pub(super) fn step(&mut self, leaf: usize, hashes: u128) {
+        self.0[leaf] ^= hashes;
     }
 
     /// Adds what another tree has, or takes it out.

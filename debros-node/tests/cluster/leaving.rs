@@ -88,6 +88,13 @@ async fn a_node_that_was_told_to_leave_while_it_was_away_does_so_when_it_is_back
     table(&client).await;
     write(&client, 1).await;
     let id = cluster.id(3).await;
+    // Its keys have to move, which takes longer than the node is away.
+    eventually("the storage is laid out over all nodes", async || {
+        let map = cluster.node(0).node.joined().await.map();
+        let stable = map.layout().is_some_and(|layout| layout.next.is_none());
+        expect(stable && map.holds_storage(NodeId(id)), &true)
+    })
+    .await;
     cluster.stop(3).await;
     let asking = client.cluster().clone();
     let leave = tokio::spawn(async move { asking.leave(Some(id)).await });

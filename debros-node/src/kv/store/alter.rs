@@ -180,8 +180,8 @@ impl Writer {
         effects: &mut Effects,
     ) -> Result<(), StoreError> {
         if self.trees.contains_key(&partition) {
-            let before = self.tables.data.get(txn, place).map_err(failed)?.map(<[u8]>::to_vec);
-            effects.toggles.push(Toggle { partition, place: place.to_vec(), before, after: None });
+            let before = self.tables.data.get(txn, place).map_err(failed)?;
+            effects.toggles.push(Toggle::new(partition, place, before, None));
         }
         self.tables.data.delete(txn, place).map_err(failed).map(drop)
     }

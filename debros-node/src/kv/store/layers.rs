@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use bytes::Bytes;
 
@@ -100,6 +100,15 @@ pub(super) struct SharedLayers(Arc<RwLock<Layers>>);
 impl SharedLayers {
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Layers> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` while somebody else changes them, or waits to.
+    pub(super) fn try_read(&self) -> Option<RwLockReadGuard<'_, Layers>> {
+        match self.0.try_read() {
+            Ok(layers) => Some(layers),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Layers> {

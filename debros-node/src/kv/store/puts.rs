@@ -174,13 +174,7 @@ impl Writer {
         let record = entry.record.to_bytes().freeze();
         accepted.batch.add(&place, &record);
         if self.trees.contains_key(&entry.partition) {
-            let (before, after) = (before.map(<[u8]>::to_vec), Some(record.to_vec()));
-            accepted.toggles.push(Toggle {
-                partition: entry.partition,
-                place: place.to_vec(),
-                before,
-                after,
-            });
+            accepted.toggles.push(Toggle::new(entry.partition, &place, before, Some(&record)));
         }
         accepted.records.insert(place, record);
         if self.changes.receiver_count() > 0 {

@@ -98,9 +98,11 @@ pub(in crate::kv) struct ScanLimits {
 
 impl<'t> Snapshot<'t> {
     fn new(reader: &'t Reader) -> Result<Self, StoreError> {
-        let Reader { tables, layers, .. } = reader;
-        // First the memory: what goes from there into LMDB meanwhile is seen in both.
-        let layers = layers.read();
+        Self::over(&reader.tables, reader.layers.read())
+    }
+
+    /// First the memory: what goes from there into LMDB meanwhile is seen in both.
+    pub(super) fn over(tables: &'t Tables, layers: RwLockReadGuard<'t, Layers>) -> Result<Self, StoreError> {
         let txn = tables.env.read_txn().map_err(failed)?;
         Ok(Self { tables, layers, txn })
     }

@@ -16,7 +16,7 @@ use super::tables::Tables;
 use super::{Applied, Changes, Durability, Options, Origin, PartitionStates, Put, StoreError};
 use crate::blocking::Jobs;
 use crate::kv::record::{Entry, Place, Version};
-use crate::kv::tree::Tree;
+use crate::kv::tree::{Tree, hash_of, leaf_of};
 
 /// Puts of this size are committed before more are taken.
 const COMMIT_BYTES: usize = 16 << 20;
@@ -137,12 +137,20 @@ pub(super) struct Writer {
     pub(super) options: Options,
 }
 
-/// An entry in and out of its partition's tree: the record before and after.
+/// A step of a partition's tree: an entry goes out of a leaf, or in, or both.
 pub(super) struct Toggle {
-    pub(super) partition: u16,
-    pub(super) place: Vec<u8>,
-    pub(super) before: Option<Vec<u8>>,
-    pub(super) after: Option<Vec<u8>>,
+    partition: u16,
+    leaf: usize,
+    hashes: u128,
+}
+
+impl Toggle {
+    /// A record takes the place of another one.
+    pub(super) fn new(partition: u16, place: &[u8], before: Option<&[u8]>, after: Option<&[u8]>) -> Self {
+        let records = before.into_iter().chain(after);
+        let hashes = records.fold(0, |hashes, record| hashes ^ hash_of(place, record));
+        Self { partition, leaf: leaf_of(place), hashes }
+    }
 }
 
 pub(super) fn answer<T: Send + 'static>(done: Done<T>, value: T) -> Answer {
@@ -187,8 +195,7 @@ impl Writer {
         for toggle in toggles {
             if let Some(KeptTree::Known(tree) | KeptTree::Since(tree)) = self.trees.get_mut(&toggle.partition)
             {
-                toggle.before.iter().for_each(|record| tree.toggle(&toggle.place, record));
-                toggle.after.iter().for_each(|record| tree.toggle(&toggle.place, record));
+                tree.step(toggle.leaf, toggle.hashes);
             }
         }
     }
