@@ -24,6 +24,8 @@ pub(crate) enum Simulation {
         #[arg(long)]
         scenario: Option<String>,
     },
+    /// What an operation of the storage costs in clusters of 3, 12, 48 and 100 nodes.
+    Scale,
     /// Many nodes that know one address, until each is a member and knows all others.
     Mesh {
         /// How many.
@@ -59,6 +61,7 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
         Simulation::Registers(seeds) => ("registers", Some(seeds)),
         Simulation::Kv(seeds) => ("kv", Some(seeds)),
         Simulation::Planted { seeds, .. } => ("planted", Some(seeds)),
+        Simulation::Scale => ("scale", None),
         Simulation::Mesh { .. } => ("mesh", None),
     };
     let plants = name == "planted" || seeds.is_some_and(|seeds| seeds.planted.is_some());

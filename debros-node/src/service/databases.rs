@@ -339,23 +339,28 @@ impl Databases {
         if let Some(database) = cluster.map().database(&authorised.namespace, &name) {
             return Ok(database.clone());
         }
+        let mut exists = false;
         if name.as_str() == DatabaseName::DEFAULT && authorised.hops == 0 {
             match self.create_in(&cluster, &authorised.namespace, &name, 0).await {
                 Ok(()) => {}
-                Err(failure) if failure.code == ErrorCode::AlreadyExists => {}
+                Err(failure) if failure.code == ErrorCode::AlreadyExists => exists = true,
                 Err(failure) => return Err(failure),
             }
-        } else if authorised.epoch > cluster.map().epoch().0 {
-            // The sender has seen a map in which it exists.
-            let mut map = cluster.watch();
-            let newer = map.wait_for(|map| map.epoch().0 >= authorised.epoch);
-            let _ = tokio::time::timeout_at(authorised.deadline, newer).await;
         }
-        cluster.map().database(&authorised.namespace, &name).cloned().ok_or_else(|| {
-            Failure::new(
+        // Whoever sent this has seen a newer map: a node that was just started has an old one.
+        let mut map = cluster.watch();
+        let there = |map: &map::ClusterMap| map.database(&authorised.namespace, &name).is_some();
+        let newer = map.wait_for(|map| there(map) || (!exists && map.epoch().0 >= authorised.epoch));
+        let in_time = tokio::time::timeout_at(authorised.deadline, newer).await.is_ok();
+        cluster.map().database(&authorised.namespace, &name).cloned().ok_or_else(|| match in_time {
+            true => Failure::new(
                 ErrorCode::NotFound,
                 format!("there is no database {name} in namespace {}: create it first", authorised.namespace),
-            )
+            ),
+            false => Failure::new(
+                ErrorCode::NotReady,
+                format!("this node does not know database {name} yet, but others do: retry in a moment"),
+            ),
         })
     }
 

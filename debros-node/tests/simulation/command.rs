@@ -8,12 +8,14 @@ use std::time::Duration;
 use crate::batch::{self, Batch};
 use crate::planted::Bug;
 use crate::sql::{Options, Scenario};
-use crate::{mesh, short, sql};
+use crate::{mesh, scale, short, sql};
 
 /// How long the clients work in a run of the long form.
 const WORK_DEFAULT: Duration = Duration::from_secs(30);
 /// What a planted bug has to be caught within.
 const PLANTED_SEEDS: u64 = 500;
+/// The clusters whose costs are compared.
+const SCALE_NODES: [usize; 4] = [3, 12, 48, 100];
 /// Nodes and their TLS, gRPC and SQLite run on one thread, unoptimised.
 const STACK_BYTES: usize = 64 << 20;
 /// A run that takes longer in real time hangs: it is ended by a signal.
@@ -23,6 +25,7 @@ const USAGE: &str = "\
 usage: simulation sql|registers|kv [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
        simulation planted [--seeds N] [--start S] [--secs T] [--planted BUG] [--scenario NAME]
        simulation mesh [--nodes N]
+       simulation scale                                    what an operation costs, by the size of the cluster
        simulation                                          the short run";
 
 /// Does what the arguments say.
@@ -34,6 +37,10 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
         Some("planted") => planted(&arguments[1..]),
         Some("mesh") => {
             option(&arguments[1..], "--nodes", 100).and_then(|nodes| alone(move || mesh::run(nodes)))
+        }
+        Some("scale") => scale::compare(&SCALE_NODES),
+        Some("scale-one") => {
+            option(&arguments[1..], "--nodes", 3).and_then(|nodes| alone(move || scale::run(nodes)))
         }
         Some("one") => one(&arguments[1..]),
         _ => short::run(arguments),

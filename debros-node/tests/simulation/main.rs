@@ -28,6 +28,7 @@ mod mesh;
 mod planted;
 mod registers;
 mod report;
+mod scale;
 mod short;
 mod sql;
 mod world;
