@@ -162,10 +162,7 @@ fn start_config(arguments: StartArguments) -> anyhow::Result<Loaded> {
     let premature = config.warnings();
     warnings.retain(|warning| !premature.contains(warning));
     if let Some(folder) = data_dir {
-        // A derived database folder follows the data folder; one that was named stays.
-        config.database.data_dir =
-            config.database.data_dir.filter(|named| *named != config.node.data_dir.join("database"));
-        config.node.data_dir = folder;
+        config.move_data_dir(folder);
     }
     if !listen.is_empty() {
         config.node.listen_addresses = listen;

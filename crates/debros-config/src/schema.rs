@@ -296,6 +296,19 @@ impl Config {
         }
     }
 
+    /// Another `node.data_dir`. Folders that were derived from the former one follow; those that were named stay.
+    pub fn move_data_dir(&mut self, folder: PathBuf) {
+        let derived = |name: &str| Some(self.node.data_dir.join(name));
+        let (database, storage) = (derived(DATABASE_FOLDER), derived(STORAGE_FOLDER));
+        if self.database.data_dir == database {
+            self.database.data_dir = None;
+        }
+        if self.storage.data_dir == storage {
+            self.storage.data_dir = None;
+        }
+        self.node.data_dir = folder;
+    }
+
     /// The address and port of the HTTP API.
     pub fn http_socket(&self) -> SocketAddr {
         SocketAddr::new(self.database.http_address, self.database.rqlite_port)

@@ -284,4 +284,7 @@ async fn a_node_that_cannot_start_says_why_and_ends_with_1() {
     })
     .await;
     assert_eq!(again.terminate(DEADLINE).await, Some(0));
+    for kept in ["database", "storage"] {
+        assert!(data.join(kept).is_dir(), "{kept} is elsewhere");
+    }
 }
