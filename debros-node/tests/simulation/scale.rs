@@ -20,7 +20,7 @@ use crate::world::World;
 const SEED: u64 = 1;
 /// The clients of every cluster, and what each has under way.
 const CLIENTS: usize = 4;
-const UNDER_WAY: usize = 16;
+const UNDER_WAY: usize = 4;
 /// The clients that [`connect`] lets wait the longest.
 const CLIENT_STEP: usize = 3;
 const KEYS: u64 = 2000;
@@ -28,8 +28,8 @@ const VALUE_BYTES: usize = 256;
 /// All nodes are members, and the storage lies on all of them, within this.
 const FORMED_WITHIN: Duration = Duration::from_secs(120);
 /// What is measured, each with work and without: long enough for several rounds of what nodes do by themselves.
-const TURN: Duration = Duration::from_secs(20);
-const TURNS: usize = 2;
+const TURN: Duration = Duration::from_secs(10);
+const TURNS: usize = 1;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the clients share with whoever measures.
