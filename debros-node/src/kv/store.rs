@@ -464,9 +464,9 @@ impl Store {
         loop {
             match self.alter(|done| Job::Tree { partition, count: true, done }).await? {
                 TreeState::Known(tree) => return Ok(tree),
-                TreeState::Counting(snapshot) => {
+                TreeState::Counting(kept) => {
                     // Beside the reader, which others wait for.
-                    let counted = self.blocking.run(move || snapshot.tree(partition)).await?;
+                    let counted = self.blocking.run(move || kept.tree()).await?;
                     self.alter(|done| Job::SetTree { partition, counted, done }).await?;
                 }
                 TreeState::Unknown => unreachable!("this asker counts"),

@@ -1,8 +1,9 @@
 //! The journal: where writes are made durable before they are acknowledged, one flush for all that wait.
 //!
 //! Two files take turns. Each holds the batches of one generation, which is in the checksum of every batch,
-//! so that a file is written over from its beginning without being cleared: no flush has to wait for the
-//! file system's own books. A generation is written over once LMDB has what it holds, on disk.
+//! so that a file is written over from its beginning without being cleared, and grows by large steps: hardly a
+//! flush has to wait for the file system's own books. A generation is written over once LMDB has what it holds,
+//! on disk.
 //!
 //! ```text
 //! batch: length u32, checksum u32 (CRC-32C of the rest), generation u64, writes
@@ -21,6 +22,9 @@ const FILES: u64 = 2;
 const HEADER_BYTES: usize = 16;
 /// A batch is never larger; what says that it is was damaged.
 const BATCH_BYTES_MAX: usize = 1 << 30;
+/// A file grows by so many zeros at a time. Only a flush after growth has to write the file's own books too.
+const GROWTH_BYTES: usize = 1 << 20;
+static GROWTH: [u8; GROWTH_BYTES] = [0; GROWTH_BYTES];
 
 /// Writes on their way to the journal.
 #[derive(Default)]
@@ -60,6 +64,7 @@ pub(super) type Found = (Bytes, Bytes);
 /// The journal, open for writing.
 pub(super) struct Journal {
     files: [File; FILES as usize],
+    lengths: [u64; FILES as usize],
     generation: u64,
     end: u64,
 }
@@ -85,7 +90,8 @@ impl Journal {
         // Some generations may have begun and left only their later batches on disk. No number is given again,
         // so that none of these is taken for a part of a new one.
         let generation = last + 1 + FILES;
-        Ok((Self { files, generation, end: 0 }, found))
+        let lengths = [files[0].metadata()?.len(), files[1].metadata()?.len()];
+        Ok((Self { files, lengths, generation, end: 0 }, found))
     }
 
     /// The generation that is being written.
@@ -98,8 +104,12 @@ impl Journal {
         self.end
     }
 
+    fn turn_of_file(&self) -> usize {
+        (self.generation % FILES) as usize
+    }
+
     fn file(&self) -> &File {
-        &self.files[(self.generation % FILES) as usize]
+        &self.files[self.turn_of_file()]
     }
 
     /// Writes a batch. It survives the end of the process from now on, and the loss of power from the next
@@ -109,9 +119,22 @@ impl Journal {
             return Err(io::Error::other("a batch of more than BATCH_BYTES_MAX would not be found again"));
         }
         batch.seal(self.generation);
+        let end = self.end + batch.bytes.len() as u64;
         self.file().write_all_at(&batch.bytes, self.end)?;
-        self.end += batch.bytes.len() as u64;
+        self.end = end;
+        self.grow_past(end);
         Ok(())
+    }
+
+    /// Keeps the file longer than what it holds. A disk without room for that may have room for the batches.
+    fn grow_past(&mut self, end: u64) {
+        let file = self.turn_of_file();
+        if end > self.lengths[file] {
+            self.lengths[file] = match self.files[file].write_all_at(&GROWTH, end) {
+                Ok(()) => end + GROWTH_BYTES as u64,
+                Err(_) => end,
+            };
+        }
     }
 
     /// Flushes what was written.

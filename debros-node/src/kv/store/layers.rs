@@ -40,10 +40,6 @@ impl Layer {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.data.is_empty() && self.hints.is_empty()
-    }
 }
 
 /// Both layers.
@@ -54,15 +50,21 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// Whether everything is in LMDB.
-    pub(super) fn is_empty(&self) -> bool {
-        self.active.is_empty() && self.frozen.is_none()
-    }
-
     /// The newest record of a place that is in memory.
     pub(super) fn get(&self, place: &[u8]) -> Option<&Bytes> {
         let frozen = || self.frozen.as_ref().and_then(|frozen| frozen.data.get(place));
         self.active.data.get(place).or_else(frozen)
+    }
+
+    /// What is in memory of the places with a prefix, to be kept as it is now.
+    pub(super) fn part(&self, prefix: &[u8]) -> Self {
+        let range = (Bound::Included(prefix), Bound::Unbounded);
+        let records = self.active.data.range::<[u8], _>(range);
+        let mut active = Layer::default();
+        for (place, record) in records.take_while(|(place, _)| place.starts_with(prefix)) {
+            active.put(place.clone(), record.clone());
+        }
+        Self { active, frozen: self.frozen.clone() }
     }
 
     /// The records in memory from a place on, in order, the newest of each.
@@ -142,5 +144,7 @@ mod tests {
         let all: Vec<_> = all.iter().map(|(place, record)| [*place, *record].concat()).collect();
         assert_eq!(all, [b"b2".to_vec(), b"c2".to_vec(), b"d1".to_vec()]);
         assert_eq!(layers.range(Bound::Unbounded).count(), 4);
+        let part = layers.part(b"b");
+        assert_eq!((part.get(b"b"), part.get(b"c")), (Some(&Bytes::from("2")), None));
     }
 }

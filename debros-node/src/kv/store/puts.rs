@@ -17,7 +17,7 @@ use super::{Applied, Durability, Fence, Origin, Put, PutOutcome, StoreError, dam
 use crate::kv::record::{Entry, Record};
 
 /// A layer of this size goes into LMDB: large enough that neighbours share pages.
-const LAYER_BYTES: usize = 4 << 20;
+const LAYER_BYTES: usize = 16 << 20;
 /// While one layer goes into LMDB the next one grows to this; past it the writer waits.
 const LAYER_BYTES_MAX: usize = 64 << 20;
 /// A generation of the journal of this size ends, however few keys it was written for: all of it is read after

@@ -52,28 +52,64 @@ pub(in crate::kv) struct Snapshot<'t> {
     txn: RoTxn<'t, WithoutTls>,
 }
 
-/// LMDB at one moment at which nothing was in memory alone; may be kept and sent.
-pub(super) struct KeptSnapshot {
+/// One partition at one moment; may be kept and sent.
+pub(super) struct KeptPartition {
     tables: Tables,
+    partition: u16,
+    memory: Layers,
     txn: RoTxn<'static, WithoutTls>,
 }
 
-impl KeptSnapshot {
-    pub(super) fn new(tables: &Tables) -> Result<Self, StoreError> {
+impl KeptPartition {
+    /// First the memory, as for [`Snapshot::over`].
+    pub(super) fn new(tables: &Tables, layers: &SharedLayers, partition: u16) -> Result<Self, StoreError> {
+        let memory = layers.read().part(&partition.to_be_bytes());
         let txn = tables.env.clone().static_read_txn().map_err(failed)?;
-        Ok(Self { tables: tables.clone(), txn })
+        Ok(Self { tables: tables.clone(), partition, memory, txn })
     }
 
-    /// Counts the tree of a partition.
-    pub(super) fn tree(&self, partition: u16) -> Result<Tree, StoreError> {
+    /// Counts its tree.
+    pub(super) fn tree(&self) -> Result<Tree, StoreError> {
         let mut tree = Tree::default();
-        let prefix = partition.to_be_bytes();
-        for item in self.tables.data.prefix_iter(&self.txn, &prefix).map_err(failed)? {
-            let (key, value) = item.map_err(failed)?;
+        let prefix = self.partition.to_be_bytes();
+        for item in merged(&self.tables, &self.txn, &self.memory, Bound::Included(&prefix))? {
+            let (key, value) = item?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
             tree.toggle(key, value);
         }
         Ok(tree)
     }
+}
+
+/// Everything from a place on, in memory and in LMDB, in order, the newest record of each place.
+fn merged<'s, 'e>(
+    tables: &Tables,
+    txn: &'s RoTxn<'e>,
+    memory: &'s Layers,
+    first: Bound<&[u8]>,
+) -> Result<impl Iterator<Item = Result<Stored<'s>, StoreError>> + use<'s, 'e>, StoreError> {
+    let range = (first, Bound::Unbounded);
+    let mut stored = tables.data.range(txn, &range).map_err(failed)?.peekable();
+    let mut memory = memory.range(first).peekable();
+    Ok(std::iter::from_fn(move || {
+        let Some((newer, _)) = memory.peek() else {
+            return stored.next().map(|item| item.map_err(failed));
+        };
+        match stored.peek() {
+            Some(Ok((older, _))) if older < newer => {}
+            Some(Ok((older, _))) => {
+                if older == newer {
+                    stored.next();
+                }
+                return memory.next().map(Ok);
+            }
+            Some(Err(_)) => {}
+            None => return memory.next().map(Ok),
+        }
+        stored.next().map(|item| item.map_err(failed))
+    }))
 }
 
 /// What a scan gives, and whether it saw everything that it was asked for.
@@ -125,26 +161,7 @@ impl<'t> Snapshot<'t> {
         &'s self,
         first: Bound<&[u8]>,
     ) -> Result<impl Iterator<Item = Result<Stored<'s>, StoreError>> + use<'s, 't>, StoreError> {
-        let range = (first, Bound::Unbounded);
-        let mut stored = self.tables.data.range(&self.txn, &range).map_err(failed)?.peekable();
-        let mut memory = self.layers.range(first).peekable();
-        Ok(std::iter::from_fn(move || {
-            let Some((newer, _)) = memory.peek() else {
-                return stored.next().map(|item| item.map_err(failed));
-            };
-            match stored.peek() {
-                Some(Ok((older, _))) if older < newer => {}
-                Some(Ok((older, _))) => {
-                    if older == newer {
-                        stored.next();
-                    }
-                    return memory.next().map(Ok);
-                }
-                Some(Err(_)) => {}
-                None => return memory.next().map(Ok),
-            }
-            stored.next().map(|item| item.map_err(failed))
-        }))
+        merged(self.tables, &self.txn, &self.layers, first)
     }
 
     /// The entries of a namespace in a partition whose keys have a prefix and come after a key.

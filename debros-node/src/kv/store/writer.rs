@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::applier::Frozen;
 use super::journal::Journal;
 use super::layers::SharedLayers;
-use super::reader::KeptSnapshot;
+use super::reader::KeptPartition;
 use super::tables::Tables;
 use super::{Applied, Changes, Durability, Options, Origin, PartitionStates, Put, StoreError};
 use crate::blocking::Jobs;
@@ -105,7 +105,7 @@ impl Drop for Writer {
 pub(super) enum TreeState {
     Known(Tree),
     /// The asker counts it from this snapshot.
-    Counting(KeptSnapshot),
+    Counting(KeptPartition),
     /// It was not counted yet, and the asker does not want to.
     Unknown,
 }
@@ -206,31 +206,19 @@ impl Writer {
         self.hinted.store(hinted, Ordering::Relaxed);
     }
 
-    fn has_memory(&self) -> bool {
-        !self.layers.read().is_empty()
-    }
-
     fn tree_job(&mut self, job: Job) -> bool {
         match job {
             Job::Tree { partition, count, done } => {
-                // Its snapshot must hold all that the kept tree begins from.
-                if count && self.has_memory() {
-                    if !self.transaction(Vec::new()) {
-                        return false;
-                    }
-                    if self.has_memory() {
-                        let _ = done.send(Err(StoreError::Full));
-                        return true;
-                    }
-                }
                 let state = match self.trees.get(&partition) {
                     Some(KeptTree::Known(tree)) => Ok(TreeState::Known(tree.clone())),
                     Some(KeptTree::Since(_)) | None if !count => Ok(TreeState::Unknown),
                     // One asker counts at a time: whoever began before has given up.
-                    Some(KeptTree::Since(_)) | None => KeptSnapshot::new(&self.tables).map(|snapshot| {
-                        self.trees.insert(partition, KeptTree::Since(Tree::default()));
-                        TreeState::Counting(snapshot)
-                    }),
+                    Some(KeptTree::Since(_)) | None => {
+                        KeptPartition::new(&self.tables, &self.layers, partition).map(|kept| {
+                            self.trees.insert(partition, KeptTree::Since(Tree::default()));
+                            TreeState::Counting(kept)
+                        })
+                    }
                 };
                 let _ = done.send(state);
             }
