@@ -33,7 +33,7 @@ const OURS: &str = "debros";
 pub(crate) enum Bench {
     /// The SQL database: single inserts, reads, transactions of 100 rows, and the write outage when a leader dies.
     Sql(sql::SqlOptions),
-    /// The key-value storage: puts, reads and listings. Only its peers so far: the storage is not there yet.
+    /// The key-value storage: puts, reads and listings.
     Kv(kv::KvOptions),
 }
 

@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
@@ -63,6 +63,7 @@ impl<Q: Frame, R: Frame> Clone for Calls<Q, R> {
 struct Link<C, A> {
     live: Mutex<Option<Live<C, A>>>,
     next_number: AtomicU64,
+    under_way: AtomicUsize,
 }
 
 /// The part that lives as long as one stream.
@@ -87,15 +88,20 @@ impl<A> Pending<A> {
     }
 }
 
-/// Forgets a call whose asker has gone.
-struct Forget<'p, A> {
+/// A call under way; forgotten when its asker has gone.
+struct UnderWay<'p, A> {
+    count: &'p AtomicUsize,
     pending: &'p Pending<A>,
     number: u64,
+    answered: bool,
 }
 
-impl<A> Drop for Forget<'_, A> {
+impl<A> Drop for UnderWay<'_, A> {
     fn drop(&mut self) {
-        self.pending.waiting().remove(&self.number);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if !self.answered {
+            self.pending.waiting().remove(&self.number);
+        }
     }
 }
 
@@ -106,8 +112,13 @@ impl<Q: Frame, R: Frame> Calls<Q, R> {
         F: Future<Output = Result<Response<Streaming<R>>, Status>> + Send + 'static,
     {
         let open: Arc<Open<Q, R>> = Arc::new(move |frames| Box::pin(open(frames)));
-        let link = Arc::new(Link { live: Mutex::new(None), next_number: AtomicU64::new(1) });
-        Self { open, tracker, link }
+        let (live, next_number, under_way) = (Mutex::new(None), AtomicU64::new(1), AtomicUsize::new(0));
+        Self { open, tracker, link: Arc::new(Link { live, next_number, under_way }) }
+    }
+
+    /// How many calls wait for their replies.
+    pub fn under_way(&self) -> usize {
+        self.link.under_way.load(Ordering::Relaxed)
     }
 
     /// Sends one call and gives its reply. Ends a call that is dropped as far as this side is concerned.
@@ -119,12 +130,16 @@ impl<Q: Frame, R: Frame> Calls<Q, R> {
         call.set_number(number);
         let (waiter, answer) = oneshot::channel();
         let (outbox, pending) = self.register(number, waiter);
-        let _forget = Forget { pending: &pending, number };
+        let count = &self.link.under_way;
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut under_way = UnderWay { count, pending: &pending, number, answered: false };
         // A stream that has just ended drops its receiver after it has ended its pending calls.
         if outbox.send(call).await.is_err() {
             return Err(CallError::NotSent(Status::unavailable("the stream has ended")));
         }
-        answer.await.unwrap_or_else(|_| Err(CallError::Broken(Status::unavailable("the stream has ended"))))
+        let answer = answer.await;
+        under_way.answered = true;
+        answer.unwrap_or_else(|_| Err(CallError::Broken(Status::unavailable("the stream has ended"))))
     }
 
     fn register(

@@ -22,6 +22,8 @@ use crate::planted::{Bug, is_planted};
 
 /// A replica that takes longer gets company: the next one is asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(20);
+/// Reads in a row that prefer the same replica: what goes there at the same time travels together.
+const TURN_READS: usize = 64;
 /// Pause before replicas that have not adopted the layout yet are asked again.
 pub(super) const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 /// Writes that began before a node adopted a layout end within this.
@@ -86,10 +88,10 @@ impl Coordinator {
         }
     }
 
-    /// The replicas to ask, the best first: this node, then those in reach, a different one first each time.
+    /// The replicas to ask, the best first: this node, then those in reach, taking turns.
     pub(super) fn reading_order(&self, view: &View, partition: u16) -> Vec<NodeId> {
         let mut nodes = view.readers().nodes_of(partition).to_vec();
-        let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed) / TURN_READS;
         let count = nodes.len().max(1);
         nodes.rotate_left(turn % count);
         let reach = |node: &NodeId| match view.peer(*node) {
@@ -97,7 +99,7 @@ impl Coordinator {
             Some(peer) if self.inner.links.is_connected(peer) => 1,
             _ => 2,
         };
-        nodes.sort_by_key(reach);
+        nodes.sort_by_cached_key(reach);
         nodes
     }
 

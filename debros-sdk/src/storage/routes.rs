@@ -9,6 +9,7 @@
 //! Invariant: the clock kept here never falls, so what this client has seen it never unsees.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,9 @@ use crate::refresh::REFRESH_TIMEOUT;
 use crate::rpc;
 use crate::shared::Shared;
 
+/// Of a key's replicas a client asks the one that it prefers, until so many of its calls are under way there;
+/// then the next one. Calls that travel together cost less, here and at the node, than calls that are spread.
+const SPREAD_AT: usize = 64;
 /// A replica whose round trip is longer than the shortest one by this much is asked after the near ones:
 /// another zone of a region is some 2 ms away.
 const FAR: Duration = Duration::from_millis(5);
@@ -42,6 +46,8 @@ pub(crate) struct Routes {
     tasks: TaskTracker,
     map: Mutex<Option<Arc<Map>>>,
     first_use: OnceCell<()>,
+    /// Makes every client prefer other nodes.
+    seed: u64,
     /// The highest clock seen: the next write is stamped above it, the next read not below it.
     clock: AtomicU64,
 }
@@ -49,8 +55,16 @@ pub(crate) struct Routes {
 /// A layout, by peers.
 struct Map {
     layout: Layout,
-    peers: HashMap<NodeId, PeerId>,
-    far: HashSet<PeerId>,
+    nodes: HashMap<NodeId, Node>,
+}
+
+/// A node that holds keys.
+struct Node {
+    peer: PeerId,
+    calls: NodeCalls,
+    far: bool,
+    /// The lower, the sooner this client asks it.
+    rank: u64,
 }
 
 impl Routes {
@@ -61,6 +75,7 @@ impl Routes {
             tasks: TaskTracker::new(),
             map: Mutex::default(),
             first_use: OnceCell::new(),
+            seed: rand::random(),
             clock: AtomicU64::new(0),
         }
     }
@@ -97,15 +112,13 @@ impl Routes {
         let Some(map) = self.map().clone() else { return Vec::new() };
         let partition = partition_of(shared.namespace().as_str(), key);
         let nodes = map.layout.readers().nodes_of(partition);
-        let mut replicas: Vec<PeerId> =
-            nodes.iter().filter_map(|node| map.peers.get(node).copied()).collect();
-        if !replicas.is_empty() {
-            let first = rand::random_range(0..replicas.len());
-            replicas.rotate_left(first);
-        }
+        let mut replicas: Vec<&Node> = nodes.iter().filter_map(|node| map.nodes.get(node)).collect();
         let network = self.channels.network();
-        replicas.sort_by_cached_key(|peer| (!network.is_connected(*peer), map.far.contains(peer)));
-        replicas
+        replicas.sort_by_cached_key(|node| {
+            let turns = node.calls.under_way() / SPREAD_AT;
+            (!network.is_connected(node.peer), node.far, turns, node.rank)
+        });
+        replicas.into_iter().map(|node| node.peer).collect()
     }
 
     /// Makes one attempt at a node.
@@ -142,10 +155,21 @@ impl Routes {
     /// Takes in a layout, unless a newer one is known.
     fn learn(&self, layout: Layout, peers: HashMap<NodeId, PeerId>) {
         let far = self.far(peers.values());
+        let node = |(node, peer)| {
+            let (calls, far) = (self.calls(peer), far.contains(&peer));
+            (node, Node { peer, calls, far, rank: self.rank(peer) })
+        };
+        let nodes = peers.into_iter().map(node).collect();
         let mut map = self.map();
         if map.as_ref().is_none_or(|known| known.layout.version() <= layout.version()) {
-            *map = Some(Arc::new(Map { layout, peers, far }));
+            *map = Some(Arc::new(Map { layout, nodes }));
         }
+    }
+
+    fn rank(&self, peer: PeerId) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, peer).hash(&mut hasher);
+        hasher.finish()
     }
 
     fn far<'p>(&self, peers: impl Iterator<Item = &'p PeerId>) -> HashSet<PeerId> {
