@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use debros_proto::{DatabaseName, ErrorCode, limits, v1};
 use debros_sqlite::{
     Batch, BatchEntry, EntryEnvironment, EntryOutcome, ErrorClass, Fault, Operation, Options, SqlError,
-    StatementOutcome, Write, Writer,
+    Stamp, StatementOutcome, Write, Writer,
 };
 use tokio::time::Instant;
 
@@ -55,7 +55,7 @@ impl State {
     fn apply(&mut self, operation: Operation) -> Result<EntryOutcome, Error> {
         self.index += 1;
         let index = self.index;
-        let entry = BatchEntry { index, environment: environment(), operation };
+        let entry = BatchEntry { index, environment: environment(), stamp: Stamp::default(), operation };
         let batch = Batch { entries: &[entry], applied_index: index, bookkeeping: &[] };
         let mut applied = self.writer.apply_batch(batch, &|_| Vec::new()).map_err(broken)?;
         let applied = applied.pop().expect("one entry gives one outcome");

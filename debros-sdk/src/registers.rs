@@ -29,7 +29,7 @@ pub struct Register {
     pub key: Bytes,
     /// Its value.
     pub value: Bytes,
-    /// Grows with every write of the key, also across a deletion. Never 0.
+    /// Grows with every write of the key, also across a deletion, and across a drop of the default database. Never 0.
     pub version: u64,
     /// The lease it goes with.
     pub lease: Option<LeaseId>,
@@ -326,8 +326,8 @@ pub(crate) fn list_request(
 
 /// A page as it came over the wire.
 pub(crate) fn page(answer: v1::RegisterListResponse) -> RegisterPage {
-    let v1::RegisterListResponse { registers, more, applied_index, leader: _ } = answer;
+    let v1::RegisterListResponse { registers, more, revision, leader: _ } = answer;
     let registers: Vec<Register> = registers.into_iter().map(from_wire).collect();
     let next = registers.last().filter(|_| more).map(|last| last.key.clone());
-    RegisterPage { registers, next, revision: applied_index }
+    RegisterPage { registers, next, revision }
 }

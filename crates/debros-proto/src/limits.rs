@@ -44,6 +44,13 @@ pub const DATABASES_MAX: usize = 2000;
 /// Replicas of one database: more slow every write and add no safety worth having.
 pub const REPLICATION_FACTOR_MAX: u32 = 7;
 
+/// Numbers of one database before those of the next group begin (`GroupId::numbers_from`): at 10,000 writes a
+/// second three years; past them only databases that are dropped and made anew lose by it.
+pub const NUMBERS_PER_GROUP: u64 = 1 << 40;
+/// Groups with numbers of their own, so that every number stays below 2^63; a group's id is the index of an entry
+/// of the meta log, which grows when the cluster's nodes or databases change.
+pub const NUMBERED_GROUPS_MAX: u64 = (1 << 23) - 1;
+
 /// Write sessions of one database; the oldest idle one gives way.
 pub const SESSIONS_MAX: usize = 10_000;
 /// Results kept of one session: writes under way at a time.

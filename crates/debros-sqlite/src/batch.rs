@@ -80,7 +80,10 @@ impl<'a> Attempt<'a> {
 
     fn apply(&mut self, place: usize, entry: &BatchEntry) -> Result<AppliedEntry, Stop> {
         let writer = &mut *self.writer;
-        let BatchEntry { index, environment, operation } = entry;
+        let BatchEntry { index, environment, stamp, operation } = entry;
+        // Never back: an entry of an older version's has none.
+        writer.state.numbers_from = writer.state.numbers_from.max(stamp.numbers_from);
+        let number = writer.state.number(*index);
         let now_ms = advance_log_time(
             writer.state.log_time_ms,
             environment.unix_ms,
@@ -94,7 +97,7 @@ impl<'a> Attempt<'a> {
                 });
             }
             Operation::Register(write) => {
-                let moment = Moment { index: *index, now_ms };
+                let moment = Moment { number, now_ms };
                 return self.in_session(write.session, now_ms, |attempt| {
                     attempt.change_registers(moment, &write.operation)
                 });
@@ -102,12 +105,12 @@ impl<'a> Attempt<'a> {
             Operation::OpenSession { lifetime_ms } => {
                 let lifetime_ms = writer.sessions.open(
                     &writer.connection,
-                    *index,
+                    number,
                     *lifetime_ms,
                     now_ms,
                     &writer.options,
                 )?;
-                EntryOutcome::SessionOpened { session: *index, lifetime_ms }
+                EntryOutcome::SessionOpened { session: number, lifetime_ms }
             }
             Operation::SetLimits { max_bytes } => {
                 writer.state.max_bytes = *max_bytes;

@@ -1,7 +1,7 @@
 //! Registers: keys with a value, a version and perhaps a lease, in hidden tables.
 //!
-//! A register's version is the index of the entry that set it, so it grows with every write of the key, also
-//! across a deletion. A lease ends when an entry says so ([`RegisterOperation::ExpireLeases`], by log time, or
+//! A register's version is the number of the entry that set it, its index and [`crate::Stamp::numbers_from`], so
+//! it grows with every write of the key, also across a deletion. A lease ends when an entry says so ([`RegisterOperation::ExpireLeases`], by log time, or
 //! [`RegisterOperation::RevokeLease`]), and in no other way: its registers go in that very entry. What a key
 //! or a value may look like is the caller's affair. All of it follows from the entries alone.
 //!
@@ -53,7 +53,7 @@ pub enum RegisterOperation {
         /// What to add.
         delta: i64,
     },
-    /// Begin a lease; its id is the entry's index.
+    /// Begin a lease; its id is the entry's number.
     GrantLease {
         /// How long it lasts without a sign of life, in log time.
         ttl_ms: u64,
@@ -172,7 +172,7 @@ pub struct Register {
     pub key: Vec<u8>,
     /// Its value.
     pub value: Vec<u8>,
-    /// The index of the entry that set it.
+    /// The number of the entry that set it.
     pub version: u64,
     /// The lease it goes with; 0 for none.
     pub lease: u64,
@@ -207,7 +207,7 @@ pub struct RegisterChange {
     pub key: Vec<u8>,
     /// Its new value; `None` when it was deleted.
     pub value: Option<Vec<u8>>,
-    /// The index of the entry.
+    /// The number of the entry.
     pub version: u64,
     /// The lease it goes with; 0 for none.
     pub lease: u64,

@@ -118,6 +118,12 @@ impl Writer {
         self.state.applied_index
     }
 
+    /// The number of the entry at that index: no register has a greater version.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.state.number(self.state.applied_index)
+    }
+
     /// The caller's bookkeeping at that index; empty in a new database.
     #[must_use]
     pub fn bookkeeping(&self) -> &[u8] {

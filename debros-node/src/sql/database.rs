@@ -106,13 +106,14 @@ impl Database {
         Ok((index, outcome.content_hash.into()))
     }
 
-    /// Sets what the database may grow to, for all replicas alike; 0 is no limit. Does nothing when
-    /// its log says so already.
+    /// Sets what the database may grow to, for all replicas alike; 0 is no limit. Also makes numbers begin where
+    /// they must, so that a watch of registers has a place from the start. Does nothing when its log says so already.
     ///
     /// # Errors
     /// As [`Self::execute`].
     pub async fn limit_bytes(&self, max_bytes: u64, deadline: Instant) -> Result<(), Failure> {
-        if self.engine.bytes_max() != max_bytes {
+        let numbered = self.engine.changes().revision() >= self.group.id().numbers_from();
+        if !numbered || self.engine.bytes_max() != max_bytes {
             self.propose(Operation::SetLimits(v1::SqlSetLimits { max_bytes }), deadline).await?;
         }
         Ok(())
@@ -176,6 +177,7 @@ impl Database {
             seed: rand::random::<[u8; 32]>().to_vec().into(),
             step_budget: limits::WRITE_STEPS_MAX,
             operation: Some(operation),
+            numbers_from: self.group.id().numbers_from(),
         };
         let command = command.encode_to_vec();
         // What the log refuses after this would stop the whole replica.

@@ -67,10 +67,10 @@ pub(super) fn register(register: Register) -> v1::Register {
 }
 
 /// Writes a page of registers.
-pub(super) fn page(page: RegisterPage, applied_index: u64) -> v1::RegisterListResponse {
+pub(super) fn page(page: RegisterPage, revision: u64) -> v1::RegisterListResponse {
     let RegisterPage { registers, more } = page;
     let registers = registers.into_iter().map(register).collect();
-    v1::RegisterListResponse { registers, more, applied_index, leader: None }
+    v1::RegisterListResponse { registers, more, revision, leader: None }
 }
 
 /// Writes a change.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! There is no queue per watcher: each has a place in the one memory, and one that falls out of it is told so.
-//! Changes of one entry stay together, so a place is a log index.
+//! Changes of one entry stay together, so a place is a revision: the number of an entry.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,9 +19,9 @@ use tokio::sync::watch;
 struct Memory {
     changes: VecDeque<v1::RegisterChange>,
     bytes: usize,
-    /// Every change after this index is remembered.
+    /// Every change after this revision is remembered.
     since: u64,
-    /// Everything up to this index has been taken in.
+    /// Everything up to this revision has been taken in.
     revision: u64,
     log_time_ms: u64,
     lease_due_ms: Option<u64>,
@@ -117,7 +117,7 @@ impl Memory {
 }
 
 impl Changes {
-    /// A place after this index; `None` for what comes from now on.
+    /// A place after this revision; `None` for what comes from now on.
     pub(super) fn watch(&self, prefix: Bytes, after: Option<u64>) -> Watcher {
         let (memory, newest) = (self.memory.clone(), self.newest.clone());
         let after = after.unwrap_or_else(|| lock(&memory).revision);
@@ -127,6 +127,11 @@ impl Changes {
     /// A place for somebody who knows a state that never was here.
     pub(super) fn watch_lost(&self, prefix: Bytes) -> Watcher {
         Watcher { lost: true, ..self.watch(prefix, None) }
+    }
+
+    /// Everything up to here has been taken in.
+    pub(super) fn revision(&self) -> u64 {
+        lock(&self.memory).revision
     }
 
     /// The log time at which the next lease is due.
@@ -187,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_a_log_index_and_goes_on_behind_it() {
+    fn a_place_is_a_revision_and_goes_on_behind_it() {
         let recorder = Recorder::default();
         recorder.record(3, 0, None, vec![change("a1", 2), change("b", 2), change("a2", 3)]);
         let mut watcher = watcher(&recorder, 2);

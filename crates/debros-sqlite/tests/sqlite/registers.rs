@@ -2,7 +2,8 @@
 
 use debros_sqlite::{
     AppliedEntry, BatchEntry, EntryOutcome, Operation, Options, Reader, Register, RegisterChange,
-    RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal, RegisterWrite, SessionWrite, Writer,
+    RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal, RegisterWrite, SessionWrite, Stamp,
+    Writer,
 };
 
 use crate::replica::{Replica, START_MS, each, encode, entry, write};
@@ -50,7 +51,7 @@ fn all(prefix: &str, after: &str, limit: usize) -> RegisterQuery {
 }
 
 #[test]
-fn a_version_is_the_index_that_set_it_and_grows_across_a_deletion() {
+fn a_version_is_the_number_that_set_it_and_grows_across_a_deletion() {
     let mut replica = Replica::in_memory();
     assert_eq!(replica.writer.get_register(b"k").unwrap(), None);
     assert_eq!(run(&mut replica, put("k", "a", 0, Some(0))), RegisterOutcome::Written { version: 1 });
@@ -68,6 +69,32 @@ fn a_version_is_the_index_that_set_it_and_grows_across_a_deletion() {
         RegisterOutcome::Conflict { version: 0, value: None }
     );
     assert_eq!(run(&mut replica, put("k", "c", 0, Some(0))), RegisterOutcome::Written { version: 8 });
+}
+
+#[test]
+fn numbers_begin_where_entries_say_and_never_go_back() {
+    const FROM: u64 = 5 << 40;
+    let mut replica = Replica::in_memory();
+    assert_eq!(run(&mut replica, set("k", "before")), RegisterOutcome::Written { version: 1 });
+    let stamp = |entry: BatchEntry, numbers_from| BatchEntry { stamp: Stamp { numbers_from }, ..entry };
+    let applied = replica.apply(&[
+        stamp(entry(2, Operation::OpenSession { lifetime_ms: 0 }), FROM),
+        stamp(register(3, RegisterOperation::GrantLease { ttl_ms: 1000 }), FROM),
+        // Of a leader of an older version.
+        register(4, set("k", "after")),
+    ]);
+    assert!(matches!(applied[0].outcome, EntryOutcome::SessionOpened { session, .. } if session == FROM + 2));
+    let lease = RegisterOutcome::Lease { id: FROM + 3, ttl_ms: 1000 };
+    assert_eq!(applied[1].outcome, EntryOutcome::Register(lease));
+    let written = RegisterOutcome::Written { version: FROM + 4 };
+    assert_eq!(applied[2].outcome, EntryOutcome::Register(written));
+    assert_eq!((replica.writer.revision(), replica.writer.applied_index()), (FROM + 4, 4));
+    assert_eq!(replica.writer.get_register(b"k").unwrap().unwrap().version, FROM + 4);
+    let session = Some(SessionWrite { session: FROM + 2, sequence: 1, acknowledged: 0 });
+    let write = RegisterWrite { operation: put("k", "last", FROM + 3, Some(FROM + 4)), session };
+    let applied = replica.apply(&[entry(5, Operation::Register(write))]);
+    let written = RegisterOutcome::Written { version: FROM + 5 };
+    assert_eq!(applied[0].outcome, EntryOutcome::Register(written));
 }
 
 #[test]

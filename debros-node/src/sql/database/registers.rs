@@ -57,9 +57,9 @@ impl Database {
         deadline: Instant,
     ) -> Result<v1::RegisterGetResponse, Failure> {
         self.confirm(deadline).await?;
-        let applied_index = self.group.applied_index();
+        let revision = self.engine.changes().revision();
         let found = self.engine.with_reader(deadline, move |reader, _| reader.get_register(&key)).await?;
-        Ok(v1::RegisterGetResponse { register: found.map(registers::register), applied_index, leader: None })
+        Ok(v1::RegisterGetResponse { register: found.map(registers::register), revision, leader: None })
     }
 
     /// Reads a page of keys; this replica must lead.
@@ -72,9 +72,9 @@ impl Database {
         deadline: Instant,
     ) -> Result<v1::RegisterListResponse, Failure> {
         self.confirm(deadline).await?;
-        let applied_index = self.group.applied_index();
+        let revision = self.engine.changes().revision();
         let page = self.engine.with_reader(deadline, move |reader, _| reader.list_registers(&query)).await?;
-        Ok(registers::page(page, applied_index))
+        Ok(registers::page(page, revision))
     }
 
     /// Watches this replica, once it shows nothing older than it did before it was started.
@@ -89,10 +89,16 @@ impl Database {
     ) -> Result<Watcher, Failure> {
         self.recover(deadline).await?;
         let changes = self.engine.changes();
-        // A leader has whatever any replica has applied: the caller knows another database of the same name, which
-        // was dropped since.
-        let lost = self.group.is_leader() && after > Some(self.group.status().last_log_index);
+        let lost = after.is_some_and(|after| self.never_was_at(after));
         Ok(if lost { changes.watch_lost(prefix) } else { changes.watch(prefix, after) })
+    }
+
+    /// Whether a place is certainly one of another database of the same name, which was dropped since.
+    fn never_was_at(&self, revision: u64) -> bool {
+        let first = self.group.id().numbers_from();
+        // A leader has whatever any replica has applied.
+        let ahead = || self.group.is_leader() && revision > first + self.group.status().last_log_index;
+        (revision > 0 && revision < first) || ahead()
     }
 
     /// Whether this replica leads and a lease is due.
