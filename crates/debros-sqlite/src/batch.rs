@@ -114,6 +114,7 @@ impl<'a> Attempt<'a> {
             }
             Operation::SetLimits { max_bytes } => {
                 writer.state.max_bytes = *max_bytes;
+                writer.state.pages_then = writer.control.page_count(&writer.connection)?;
                 writer.limit_pages()?;
                 EntryOutcome::LimitsSet
             }

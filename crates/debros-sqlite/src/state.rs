@@ -14,7 +14,7 @@ const FORMAT: u32 = 2;
 /// Before there were numbers beside the first three.
 const FORMAT_OF_THREE: u32 = 1;
 /// Numbers of the row.
-const NUMBERS: usize = 4;
+const NUMBERS: usize = 5;
 const HEADER_BYTES: usize = 4 + 8 * NUMBERS + 4;
 /// More than half of a page, so that each row has its own; less than what spills.
 const ROW_BYTES: usize = 3000;
@@ -30,6 +30,8 @@ pub(crate) struct State {
     pub(crate) log_time_ms: u64,
     /// 0 means no limit.
     pub(crate) max_bytes: u64,
+    /// Pages of the file when that limit was set, which may have been more than it allows.
+    pub(crate) pages_then: u64,
     /// What is added to an index where a number must grow from one database of a name to the next.
     pub(crate) numbers_from: u64,
 }
@@ -42,13 +44,13 @@ impl State {
 
     /// In the order of the row.
     fn numbers(&self) -> [u64; NUMBERS] {
-        let Self { applied_index, log_time_ms, max_bytes, numbers_from } = *self;
-        [applied_index, log_time_ms, max_bytes, numbers_from]
+        let Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then } = *self;
+        [applied_index, log_time_ms, max_bytes, numbers_from, pages_then]
     }
 
     fn of_numbers(numbers: [u64; NUMBERS]) -> Self {
-        let [applied_index, log_time_ms, max_bytes, numbers_from] = numbers;
-        Self { applied_index, log_time_ms, max_bytes, numbers_from }
+        let [applied_index, log_time_ms, max_bytes, numbers_from, pages_then] = numbers;
+        Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then }
     }
 }
 

@@ -195,12 +195,15 @@ impl Writer {
         self.limit_pages()
     }
 
-    /// Tells SQLite the largest file it may make: the replicated limit and some overshoot.
+    /// Tells SQLite the largest file it may make: the replicated limit and some overshoot. Where the file was
+    /// larger than its limit from the start, the overshoot is on top of what it was then, so that the hidden
+    /// tables can go on. It follows from the entries alone: SQLite's own floor would be the size of this moment.
     pub(crate) fn limit_pages(&self) -> Result<(), Fault> {
-        let pages = match self.state.max_bytes {
-            0 => u64::from(u32::MAX - 1),
-            bytes => bytes.saturating_add(options::OVERSHOOT_BYTES) / options::PAGE_BYTES,
+        let allowed = match self.state.max_bytes {
+            0 => u64::MAX,
+            bytes => (bytes / options::PAGE_BYTES).max(self.state.pages_then),
         };
+        let pages = allowed.saturating_add(self.options.overshoot_bytes / options::PAGE_BYTES);
         let pages = pages.min(u64::from(u32::MAX - 1));
         self.connection
             .internal_batch("limiting the file's size", &format!("PRAGMA max_page_count = {pages}"))
