@@ -99,9 +99,10 @@ impl fmt::Display for LeaseId {
 
 /// A lease: keys put under it go when it ends, which is when it was not kept alive for its time, or was revoked.
 ///
-/// Time here is that of the database's log, which follows the clocks of the nodes that lead it. A lease lasts at
-/// least its time as long as these clocks agree; where a clock is ahead, it ends earlier by so much. What must
-/// hold whatever the clocks say is to be guarded by versions: [`LockGuard::token`].
+/// It lasts its whole time at least, counted from when it was asked for, whatever the nodes' clocks are set to: it
+/// goes by how long they run. It ends a fraction of a second later; where another node took over the lead meanwhile,
+/// later by the time in which nobody led, and up to 10 seconds. A holder whose process was paused may learn late that
+/// it has ended: what must hold then is to be guarded by versions, [`LockGuard::token`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Its number.

@@ -89,6 +89,9 @@ pub const LEASES_ENDED_PER_ENTRY_MAX: usize = 64;
 pub const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longer ones are better no leases.
 pub const LEASE_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Where there are leases, the log has a leader's clock so often: when another takes over, leases last longer by up
+/// to this and the time in which nobody led. It is an entry of the log in a database that is idle otherwise.
+pub const LEASE_CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// Changes of registers that a replica remembers for its watchers, and their bytes: a watcher that falls
 /// further behind is told so.
 pub const CHANGES_REMEMBERED_MAX: usize = 4096;

@@ -89,7 +89,10 @@ impl<'a> Attempt<'a> {
             environment.unix_ms,
             writer.options.log_time_step_max_ms,
         );
+        let log_times_ms = (writer.state.log_time_ms, now_ms);
         writer.state.log_time_ms = now_ms;
+        let step_max_ms = writer.options.log_time_step_max_ms;
+        writer.state.lease_time = writer.state.lease_time.advance(stamp, log_times_ms, step_max_ms);
         let outcome = match operation {
             Operation::Write(write) => {
                 return self.in_session(write.session, now_ms, |attempt| {
@@ -97,7 +100,7 @@ impl<'a> Attempt<'a> {
                 });
             }
             Operation::Register(write) => {
-                let moment = Moment { number, now_ms };
+                let moment = Moment { number, now_ms: writer.state.lease_time.now_ms };
                 return self.in_session(write.session, now_ms, |attempt| {
                     attempt.change_registers(moment, &write.operation)
                 });

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::connection::Connection;
 use crate::prepared::Prepared;
 use crate::state::State;
-use crate::{Fault, Value};
+use crate::{Fault, LeaseTime, Value};
 
 const DURING: &str = "hashing the content";
 
@@ -21,6 +21,8 @@ pub(crate) fn content_hash(connection: &Connection, state: &State) -> Result<[u8
     hasher.update(state.log_time_ms.to_le_bytes());
     hasher.update(state.max_bytes.to_le_bytes());
     hasher.update(state.numbers_from.to_le_bytes());
+    let LeaseTime { now_ms, clock, clock_ms } = state.lease_time;
+    [now_ms, clock, clock_ms].iter().for_each(|number| hasher.update(number.to_le_bytes()));
     // The rowids of the schema decide the order in which indexes and triggers are considered.
     hash_rows(
         connection,

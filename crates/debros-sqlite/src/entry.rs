@@ -66,6 +66,10 @@ pub struct Stamp {
     /// What is added to an index to give the id of a session or a lease, and the version of a register: the same
     /// for all entries of a database, and so much more for the next one of its name that none comes twice.
     pub numbers_from: u64,
+    /// The proposer's steady clock, drawn at random for each; 0 is none.
+    pub clock: u64,
+    /// What that clock read, in milliseconds.
+    pub clock_ms: u64,
 }
 
 /// One entry of the log.

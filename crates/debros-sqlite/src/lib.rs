@@ -47,6 +47,7 @@ mod error;
 mod execute;
 mod generations;
 mod growth;
+mod lease_time;
 mod log_time;
 mod options;
 mod prepared;
@@ -65,6 +66,7 @@ pub use entry::{
 };
 pub use error::{ErrorClass, Fault, SqlError};
 pub use generations::{Generations, Incoming};
+pub use lease_time::LeaseTime;
 pub use log_time::advance_log_time;
 pub use options::Options;
 pub use reader::{PoolError, PooledReader, ReadOutcome, Reader, ReaderPool};

@@ -29,7 +29,7 @@ pub struct Options {
     /// set, before SQLite itself stops it; the statement is then rolled back. Room for the hidden tables, which
     /// are not subject to the limit. Decides outcomes.
     pub overshoot_bytes: u64,
-    /// The furthest one entry moves log time forward. Decides outcomes.
+    /// The furthest one entry moves log time or lease time forward. Decides outcomes.
     pub log_time_step_max_ms: u64,
     /// Write sessions; the one longest idle gives way. Decides outcomes.
     pub sessions_max: usize,

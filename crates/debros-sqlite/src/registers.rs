@@ -1,7 +1,7 @@
 //! Registers: keys with a value, a version and perhaps a lease, in hidden tables.
 //!
 //! A register's version is the number of the entry that set it, its index and [`crate::Stamp::numbers_from`], so
-//! it grows with every write of the key, also across a deletion. A lease ends when an entry says so ([`RegisterOperation::ExpireLeases`], by log time, or
+//! it grows with every write of the key, also across a deletion. A lease ends when an entry says so ([`RegisterOperation::ExpireLeases`], by [`crate::LeaseTime`], or
 //! [`RegisterOperation::RevokeLease`]), and in no other way: its registers go in that very entry. What a key
 //! or a value may look like is the caller's affair. All of it follows from the entries alone.
 //!
@@ -55,7 +55,7 @@ pub enum RegisterOperation {
     },
     /// Begin a lease; its id is the entry's number.
     GrantLease {
-        /// How long it lasts without a sign of life, in log time.
+        /// How long it lasts without a sign of life.
         ttl_ms: u64,
     },
     /// Give a lease its whole time again.

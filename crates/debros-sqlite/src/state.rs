@@ -8,13 +8,13 @@
 
 use crate::connection::Connection;
 use crate::prepared::Prepared;
-use crate::{Fault, Value};
+use crate::{Fault, LeaseTime, Value};
 
 const FORMAT: u32 = 2;
 /// Before there were numbers beside the first three.
 const FORMAT_OF_THREE: u32 = 1;
 /// Numbers of the row.
-const NUMBERS: usize = 5;
+const NUMBERS: usize = 8;
 const HEADER_BYTES: usize = 4 + 8 * NUMBERS + 4;
 /// More than half of a page, so that each row has its own; less than what spills.
 const ROW_BYTES: usize = 3000;
@@ -34,6 +34,7 @@ pub(crate) struct State {
     pub(crate) pages_then: u64,
     /// What is added to an index where a number must grow from one database of a name to the next.
     pub(crate) numbers_from: u64,
+    pub(crate) lease_time: LeaseTime,
 }
 
 impl State {
@@ -44,13 +45,16 @@ impl State {
 
     /// In the order of the row.
     fn numbers(&self) -> [u64; NUMBERS] {
-        let Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then } = *self;
-        [applied_index, log_time_ms, max_bytes, numbers_from, pages_then]
+        let Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then, lease_time } = *self;
+        let LeaseTime { now_ms, clock, clock_ms } = lease_time;
+        [applied_index, log_time_ms, max_bytes, numbers_from, pages_then, now_ms, clock, clock_ms]
     }
 
     fn of_numbers(numbers: [u64; NUMBERS]) -> Self {
-        let [applied_index, log_time_ms, max_bytes, numbers_from, pages_then] = numbers;
-        Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then }
+        let [applied_index, log_time_ms, max_bytes, numbers_from, pages_then, now_ms, clock, clock_ms] =
+            numbers;
+        let lease_time = LeaseTime { now_ms, clock, clock_ms };
+        Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then, lease_time }
     }
 }
 

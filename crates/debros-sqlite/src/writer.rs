@@ -20,9 +20,9 @@ use crate::registers::RegisterStore;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
 use crate::{
-    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Options, Register, RegisterPage,
-    RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash, environment, execute, options,
-    snapshot,
+    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, LeaseTime, Options, Register,
+    RegisterPage, RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash, environment,
+    execute, options, snapshot,
 };
 
 /// The write-ahead log's file shrinks to this after it was checkpointed.
@@ -134,6 +134,12 @@ impl Writer {
     #[must_use]
     pub fn log_time_unix_ms(&self) -> u64 {
         self.state.log_time_ms
+    }
+
+    /// Where the time of leases stands.
+    #[must_use]
+    pub fn lease_time(&self) -> LeaseTime {
+        self.state.lease_time
     }
 
     /// Bytes the database may grow to; 0 means no limit.
@@ -260,7 +266,7 @@ impl Writer {
         }
     }
 
-    /// The log time at which the next lease is due; `None` while there is none.
+    /// When the next lease is due, by [`Self::lease_time`]; `None` while there is none.
     ///
     /// # Errors
     /// A fault.

@@ -13,7 +13,7 @@ use crate::planted::{Bug, is_planted};
 /// Reads a committed command. One that this version cannot read asks for nothing, on every replica
 /// alike.
 pub(super) fn entry(index: u64, command: bytes::Bytes) -> Option<BatchEntry> {
-    let v1::SqlCommand { stamp_unix_ms, seed, step_budget, operation, numbers_from } =
+    let v1::SqlCommand { stamp_unix_ms, seed, step_budget, operation, numbers_from, clock, clock_ms } =
         v1::SqlCommand::decode(command).ok()?;
     let operation = match operation? {
         v1::sql_command::Operation::Write(write) => Operation::Write(Write {
@@ -36,7 +36,7 @@ pub(super) fn entry(index: u64, command: bytes::Bytes) -> Option<BatchEntry> {
     Some(BatchEntry {
         index,
         environment: EntryEnvironment { unix_ms: stamp_unix_ms, seed, step_budget },
-        stamp: Stamp { numbers_from },
+        stamp: Stamp { numbers_from, clock, clock_ms },
         operation,
     })
 }

@@ -21,7 +21,26 @@ pub struct Database {
     group: Group,
     engine: Arc<SqlEngine>,
     clock: Clock,
+    steady: SteadyClock,
     pending: Arc<Semaphore>,
+}
+
+/// By which the leases of a leader go; it is read in milliseconds since it began.
+#[derive(Clone, Copy)]
+struct SteadyClock {
+    /// Two clocks never share one; not 0.
+    id: u64,
+    begun: Instant,
+}
+
+impl SteadyClock {
+    fn begin() -> Self {
+        Self { id: rand::random::<u64>().max(1), begun: Instant::now() }
+    }
+
+    fn read_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Statements to apply through the log.
@@ -53,7 +72,8 @@ pub enum Freshness {
 impl Database {
     /// Joins a running group with its engine.
     pub fn new(group: Group, engine: Arc<SqlEngine>, clock: Clock) -> Self {
-        Self { group, engine, clock, pending: Arc::new(Semaphore::new(limits::PENDING_WRITES_MAX)) }
+        let pending = Arc::new(Semaphore::new(limits::PENDING_WRITES_MAX));
+        Self { group, engine, clock, steady: SteadyClock::begin(), pending }
     }
 
     /// Its Raft group.
@@ -178,6 +198,8 @@ impl Database {
             step_budget: limits::WRITE_STEPS_MAX,
             operation: Some(operation),
             numbers_from: self.group.id().numbers_from(),
+            clock: self.steady.id,
+            clock_ms: self.steady.read_ms(),
         };
         let command = command.encode_to_vec();
         // What the log refuses after this would stop the whole replica.

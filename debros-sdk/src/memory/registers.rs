@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use v1::register_operation::Kind;
 use v1::register_outcome::Kind as Outcome;
 
-use super::{MemoryDatabase, State, broken, environment};
+use super::{MemoryDatabase, State, broken};
 use crate::error::Error;
 use crate::registers::{
     Conflict, Counter, Lease, LeaseId, Register, RegisterListOptions, RegisterPage, RegisterPutOptions,
@@ -77,12 +77,7 @@ impl MemoryRegisters {
     /// The state, with the leases ended that are due.
     fn state(&self) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state
-            .writer
-            .next_lease_due_ms()
-            .map_err(broken)?
-            .is_some_and(|due| due <= environment().unix_ms)
-        {
+        while state.lease_due_in()?.is_some_and(|wait| wait.is_zero()) {
             apply(&mut state, RegisterOperation::ExpireLeases)?;
         }
         Ok(state)
@@ -102,8 +97,7 @@ impl MemoryRegisters {
         after: u64,
     ) -> Result<(v1::RegisterWatchResponse, Option<Duration>), Error> {
         let mut state = self.state()?;
-        let due = state.writer.next_lease_due_ms().map_err(broken)?;
-        let wait = due.map(|due| Duration::from_millis(due.saturating_sub(environment().unix_ms).max(1)));
+        let wait = state.lease_due_in()?.map(|wait| wait.max(Duration::from_millis(1)));
         Ok((state.remembered.after(prefix, after), wait))
     }
 

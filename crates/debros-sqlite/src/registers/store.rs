@@ -23,7 +23,7 @@ const CREATE: &str = "
 pub(crate) struct Moment {
     /// The entry's number.
     pub(crate) number: u64,
-    /// Its log time.
+    /// Its lease time.
     pub(crate) now_ms: u64,
 }
 
@@ -115,7 +115,7 @@ impl RegisterStore {
         self.next_due_ms = None;
     }
 
-    /// The log time at which the next lease is due.
+    /// The lease time at which the next lease is due.
     pub(crate) fn next_due_ms(&mut self, connection: &Connection) -> Result<Option<u64>, Fault> {
         if let Some(known) = self.next_due_ms {
             return Ok(known);

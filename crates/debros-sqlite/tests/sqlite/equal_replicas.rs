@@ -109,7 +109,11 @@ fn entries(operations: Vec<Operation>) -> Vec<BatchEntry> {
     for (index, operation) in (3..).zip(operations) {
         let environment = EntryEnvironment { step_budget: 20_000, ..environment(index) };
         // Of several versions, one after another.
-        let stamp = debros_sqlite::Stamp { numbers_from: index % 3 * 1_000_000 };
+        let stamp = debros_sqlite::Stamp {
+            numbers_from: index % 3 * 1_000_000,
+            clock: index / 7 % 3,
+            clock_ms: index * 1000,
+        };
         entries.push(BatchEntry { index, environment, stamp, operation });
     }
     entries

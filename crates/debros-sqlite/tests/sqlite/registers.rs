@@ -1,9 +1,9 @@
 //! Registers: versions, conditions, leases, and that replicas agree on them.
 
 use debros_sqlite::{
-    AppliedEntry, BatchEntry, EntryOutcome, Operation, Options, Reader, Register, RegisterChange,
-    RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal, RegisterWrite, SessionWrite, Stamp,
-    Writer,
+    AppliedEntry, BatchEntry, EntryEnvironment, EntryOutcome, Operation, Options, Reader, Register,
+    RegisterChange, RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal, RegisterWrite,
+    SessionWrite, Stamp, Writer,
 };
 
 use crate::replica::{Replica, START_MS, each, encode, entry, write};
@@ -76,7 +76,10 @@ fn numbers_begin_where_entries_say_and_never_go_back() {
     const FROM: u64 = 5 << 40;
     let mut replica = Replica::in_memory();
     assert_eq!(run(&mut replica, set("k", "before")), RegisterOutcome::Written { version: 1 });
-    let stamp = |entry: BatchEntry, numbers_from| BatchEntry { stamp: Stamp { numbers_from }, ..entry };
+    let stamp = |entry: BatchEntry, numbers_from| BatchEntry {
+        stamp: Stamp { numbers_from, ..Stamp::default() },
+        ..entry
+    };
     let applied = replica.apply(&[
         stamp(entry(2, Operation::OpenSession { lifetime_ms: 0 }), FROM),
         stamp(register(3, RegisterOperation::GrantLease { ttl_ms: 1000 }), FROM),
@@ -95,6 +98,34 @@ fn numbers_begin_where_entries_say_and_never_go_back() {
     let applied = replica.apply(&[entry(5, Operation::Register(write))]);
     let written = RegisterOutcome::Written { version: FROM + 5 };
     assert_eq!(applied[0].outcome, EntryOutcome::Register(written));
+}
+
+#[test]
+fn a_lease_goes_by_steady_clocks_whatever_the_time_of_day() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut replica = Replica::in_memory();
+    let mut at = |unix_ms: u64, (clock, clock_ms): (u64, u64), operation: RegisterOperation| {
+        let entry = register(replica.writer.applied_index() + 1, operation);
+        let environment = EntryEnvironment { unix_ms, ..entry.environment };
+        let stamp = Stamp { clock, clock_ms, numbers_from: 0 };
+        match replica.apply(&[BatchEntry { environment, stamp, ..entry }]).remove(0).outcome {
+            EntryOutcome::Register(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    };
+    let grant = || RegisterOperation::GrantLease { ttl_ms: 2_000 };
+    let expired = |leases| RegisterOutcome::Expired { leases };
+    let start = START_MS;
+    assert_eq!(at(start, (7, 500), grant()), RegisterOutcome::Lease { id: 1, ttl_ms: 2_000 });
+    // An hour ahead, and so is log time; then as it should be again.
+    assert_eq!(at(start + HOUR_MS, (7, 1_000), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start + 1_900, (7, 2_499), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start + 2_000, (7, 2_500), RegisterOperation::ExpireLeases), expired(1));
+    // Another leader, with a clock that began at another time.
+    assert_eq!(at(start, (7, 2_600), grant()), RegisterOutcome::Lease { id: 5, ttl_ms: 2_000 });
+    assert_eq!(at(start, (9, 900_000), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start, (9, 901_999), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start, (9, 902_000), RegisterOperation::ExpireLeases), expired(1));
 }
 
 #[test]
