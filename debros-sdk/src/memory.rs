@@ -76,9 +76,14 @@ impl State {
     /// How long until a lease is due; `None` while there is none.
     fn lease_due_in(&mut self) -> Result<Option<Duration>, Error> {
         let due = self.writer.next_lease_due_ms().map_err(broken)?;
-        let time = self.writer.lease_time();
-        let now_ms = time.now_ms + time.since(CLOCK, self.clock_ms()).unwrap_or(0);
+        let now_ms = self.lease_now_ms();
         Ok(due.map(|due| Duration::from_millis(due.saturating_sub(now_ms))))
+    }
+
+    /// The time by which leases go.
+    fn lease_now_ms(&self) -> u64 {
+        let time = self.writer.lease_time();
+        time.now_ms + time.since(CLOCK, self.clock_ms()).unwrap_or(0)
     }
 }
 

@@ -111,6 +111,37 @@ pub struct Lease {
     pub ttl: Duration,
 }
 
+/// A lease as it was when it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// Its number.
+    pub id: LeaseId,
+    /// How long it lasts without being kept alive.
+    pub ttl: Duration,
+    /// It ends in this time, or a little later, unless it is kept alive.
+    pub left: Duration,
+    /// The keys that go with it, in the order of their bytes.
+    pub keys: Vec<Bytes>,
+}
+
+/// Leases in the order of their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeasePage {
+    /// In order; perhaps fewer than asked for, because a page is bounded in bytes too.
+    pub leases: Vec<LeaseInfo>,
+    /// Where the next page begins, for [`LeaseListOptions::after`]; `None` at the end.
+    pub next: Option<LeaseId>,
+}
+
+/// Which leases to list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseListOptions {
+    /// So many at most; `None` for as many as a page may have.
+    pub limit: Option<u32>,
+    /// Those behind this one.
+    pub after: Option<LeaseId>,
+}
+
 /// Linearizable keys. Keys have 1 to 1024 bytes of any kind, values at most 1 MiB. Every operation sees whatever
 /// was acknowledged before it began; writes are applied exactly once, however often they had to be sent; one
 /// whose outcome nobody knows fails with [`Error::maybe_applied`].
@@ -173,6 +204,10 @@ pub trait Registers: Send + Sync {
 
     /// Ends a lease; gives how many keys went with it. `NotFound` when it has ended.
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, Error>;
+
+    /// Lists the leases that are alive, whoever has them, with the keys that go with each. Each page sees whatever
+    /// was acknowledged before it was asked for; several pages are no single moment.
+    async fn list_leases(&self, options: LeaseListOptions) -> Result<LeasePage, Error>;
 }
 
 /// The operations of the trait, as they go into a log.
@@ -331,4 +366,29 @@ pub(crate) fn page(answer: v1::RegisterListResponse) -> RegisterPage {
     let registers: Vec<Register> = registers.into_iter().map(from_wire).collect();
     let next = registers.last().filter(|_| more).map(|last| last.key.clone());
     RegisterPage { registers, next, revision }
+}
+
+/// What a listing of leases asks for on the wire.
+pub(crate) fn lease_list_request(options: LeaseListOptions) -> Result<v1::LeaseListRequest, Error> {
+    let LeaseListOptions { limit, after } = options;
+    let limit = limit.unwrap_or(limits::LEASES_PER_PAGE_MAX);
+    if limit == 0 {
+        return Err(Error::invalid("a page of no leases tells nothing; ask for 1 or more"));
+    }
+    debros_proto::registers::lease_page_limit(limit)?;
+    Ok(v1::LeaseListRequest { header: None, after: after.map_or(0, |after| after.0), limit })
+}
+
+/// A page of leases as it came over the wire.
+pub(crate) fn lease_page(answer: v1::LeaseListResponse) -> LeasePage {
+    let v1::LeaseListResponse { leases, more, leader: _ } = answer;
+    let lease = |v1::LeaseInfo { id, ttl_ms, left_ms, keys }: v1::LeaseInfo| LeaseInfo {
+        id: LeaseId(id),
+        ttl: Duration::from_millis(ttl_ms),
+        left: Duration::from_millis(left_ms),
+        keys,
+    };
+    let leases: Vec<LeaseInfo> = leases.into_iter().map(lease).collect();
+    let next = leases.last().filter(|_| more).map(|last| last.id);
+    LeasePage { leases, next }
 }

@@ -74,7 +74,9 @@ pub const REGISTER_KEY_BYTES_MAX: usize = 1024;
 pub const REGISTER_VALUE_BYTES_MAX: usize = 1 << 20;
 /// Registers of one page of a listing.
 pub const REGISTERS_PER_PAGE_MAX: u32 = 1000;
-/// Bytes of one page of a listing, beyond which it holds one register: a listing never fills a node's memory.
+/// Leases of one page of a listing.
+pub const LEASES_PER_PAGE_MAX: u32 = 1000;
+/// Bytes of one page of a listing, beyond which it holds one register or lease: a listing never fills a node's memory.
 pub const REGISTER_PAGE_BYTES_MAX: usize = 4 << 20;
 /// A larger value is left out of the answer to a failed compare-and-set, so that the answer always fits what
 /// a session keeps ([`SESSION_RESULT_BYTES_MAX`]).

@@ -71,8 +71,8 @@ pub use log_time::advance_log_time;
 pub use options::Options;
 pub use reader::{PoolError, PooledReader, ReadOutcome, Reader, ReaderPool};
 pub use registers::{
-    Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterPage, RegisterQuery,
-    RegisterRefusal, RegisterWrite,
+    HeldLease, LeasePage, LeaseQuery, Register, RegisterChange, RegisterOperation, RegisterOutcome,
+    RegisterPage, RegisterQuery, RegisterRefusal, RegisterWrite,
 };
 pub use snapshot::{SnapshotInfo, inspect_snapshot};
 pub use value::{Parameters, Rows, Statement, StatementOutcome, Value};

@@ -200,6 +200,39 @@ pub struct RegisterPage {
     pub more: bool,
 }
 
+/// A lease as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLease {
+    /// Its id.
+    pub id: u64,
+    /// How long it lasts without a sign of life.
+    pub ttl_ms: u64,
+    /// The lease time at which it is due.
+    pub due_ms: u64,
+    /// The registers that go with it, in the order of their bytes.
+    pub keys: Vec<Vec<u8>>,
+}
+
+/// Which leases to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseQuery {
+    /// Those with a greater id.
+    pub after: u64,
+    /// So many at most.
+    pub limit: usize,
+    /// Bytes of keys after which no further lease is read.
+    pub bytes_max: usize,
+}
+
+/// Leases in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeasePage {
+    /// In order, each with all its keys.
+    pub leases: Vec<HeldLease>,
+    /// There are more behind the last of them.
+    pub more: bool,
+}
+
 /// A change that an applied entry made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisterChange {

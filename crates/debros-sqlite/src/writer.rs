@@ -20,9 +20,9 @@ use crate::registers::RegisterStore;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
 use crate::{
-    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, LeaseTime, Options, Register,
-    RegisterPage, RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash, environment,
-    execute, options, snapshot,
+    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, LeasePage, LeaseQuery, LeaseTime,
+    Options, Register, RegisterPage, RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash,
+    environment, execute, options, snapshot,
 };
 
 /// The write-ahead log's file shrinks to this after it was checkpointed.
@@ -263,6 +263,17 @@ impl Writer {
         match &mut self.registers {
             Some(registers) => registers.reads().list(&self.connection, query),
             None => Ok(RegisterPage::default()),
+        }
+    }
+
+    /// Reads leases on the writer's own connection, as [`Self::query`].
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn list_leases(&mut self, query: LeaseQuery) -> Result<LeasePage, Fault> {
+        match &mut self.registers {
+            Some(registers) => registers.reads().leases(&self.connection, query),
+            None => Ok(LeasePage::default()),
         }
     }
 

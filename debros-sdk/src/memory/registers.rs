@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use debros_proto::{Failure, limits, v1};
 use debros_sqlite::{
-    EntryOutcome, Operation, RegisterChange, RegisterOperation, RegisterOutcome, RegisterQuery,
-    RegisterRefusal, RegisterWrite,
+    EntryOutcome, HeldLease, LeaseQuery, Operation, RegisterChange, RegisterOperation, RegisterOutcome,
+    RegisterQuery, RegisterRefusal, RegisterWrite,
 };
 use futures::stream;
 use tokio::sync::watch;
@@ -19,8 +19,9 @@ use v1::register_outcome::Kind as Outcome;
 use super::{MemoryDatabase, State, broken};
 use crate::error::Error;
 use crate::registers::{
-    Conflict, Counter, Lease, LeaseId, Register, RegisterListOptions, RegisterPage, RegisterPutOptions,
-    RegisterWatch, Registers, Told, list_request, operation, outcome, settled,
+    Conflict, Counter, Lease, LeaseId, LeaseInfo, LeaseListOptions, LeasePage, Register, RegisterListOptions,
+    RegisterPage, RegisterPutOptions, RegisterWatch, Registers, Told, lease_list_request, list_request,
+    operation, outcome, settled,
 };
 
 /// Registers in memory; clones share them. Leases go by this machine's clock.
@@ -207,6 +208,24 @@ impl Registers for MemoryRegisters {
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, Error> {
         outcome::revoked(self.write(operation::revoke(lease))?)
+    }
+
+    async fn list_leases(&self, options: LeaseListOptions) -> Result<LeasePage, Error> {
+        let v1::LeaseListRequest { header: _, after, limit } = lease_list_request(options)?;
+        let query = LeaseQuery { after, limit: limit as usize, bytes_max: limits::REGISTER_PAGE_BYTES_MAX };
+        let mut state = self.state()?;
+        let now_ms = state.lease_now_ms();
+        let page = state.writer.list_leases(query).map_err(broken)?;
+        drop(state);
+        let lease = |lease: HeldLease| LeaseInfo {
+            id: LeaseId(lease.id),
+            ttl: Duration::from_millis(lease.ttl_ms),
+            left: Duration::from_millis(lease.due_ms.saturating_sub(now_ms)),
+            keys: lease.keys.into_iter().map(Into::into).collect(),
+        };
+        let leases: Vec<LeaseInfo> = page.leases.into_iter().map(lease).collect();
+        let next = leases.last().filter(|_| page.more).map(|last| last.id);
+        Ok(LeasePage { leases, next })
     }
 }
 

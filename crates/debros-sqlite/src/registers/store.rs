@@ -52,7 +52,7 @@ pub(super) fn number(row: &Prepared, column: i32) -> u64 {
     u64::try_from(row.column_integer(column)).unwrap_or(0)
 }
 
-fn integer(number: u64) -> Value {
+pub(super) fn integer(number: u64) -> Value {
     Value::Integer(i64::try_from(number).unwrap_or(i64::MAX))
 }
 

@@ -1,9 +1,9 @@
 //! Registers: versions, conditions, leases, and that replicas agree on them.
 
 use debros_sqlite::{
-    AppliedEntry, BatchEntry, EntryEnvironment, EntryOutcome, Operation, Options, Reader, Register,
-    RegisterChange, RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal, RegisterWrite,
-    SessionWrite, Stamp, Writer,
+    AppliedEntry, BatchEntry, EntryEnvironment, EntryOutcome, HeldLease, LeaseQuery, Operation, Options,
+    Reader, Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal,
+    RegisterWrite, SessionWrite, Stamp, Writer,
 };
 
 use crate::replica::{Replica, START_MS, each, encode, entry, write};
@@ -222,6 +222,33 @@ fn a_revoked_lease_ends_at_once() {
     let (outcome, changes) = applied(&mut replica, RegisterOperation::RevokeLease { lease: 1 });
     assert_eq!((outcome, changes.len()), (RegisterOutcome::Revoked { keys: 2 }, 2));
     assert!(replica.writer.list_registers(&all("", "", 10)).unwrap().registers.is_empty());
+}
+
+#[test]
+fn leases_are_listed_with_their_keys_in_pages() {
+    let mut replica = Replica::in_memory();
+    let list = |replica: &mut Replica, after, limit, bytes_max| {
+        let page = replica.writer.list_leases(LeaseQuery { after, limit, bytes_max }).expect("no fault");
+        let keys = |lease: &HeldLease| -> Vec<String> {
+            lease.keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect()
+        };
+        (page.leases.iter().map(|lease| (lease.id, keys(lease))).collect::<Vec<_>>(), page.more)
+    };
+    assert_eq!(list(&mut replica, 0, 10, 100), (vec![], false));
+    for ttl_ms in [5_000, 6_000, 7_000] {
+        run(&mut replica, RegisterOperation::GrantLease { ttl_ms });
+    }
+    for (key, lease) in [("c", 1), ("a", 1), ("b", 3), ("other", 0)] {
+        run(&mut replica, put(key, "", lease, None));
+    }
+    let (one, two, three) = ((1, vec!["a".into(), "c".into()]), (2, vec![]), (3, vec!["b".into()]));
+    let all = vec![one.clone(), two.clone(), three.clone()];
+    assert_eq!(list(&mut replica, 0, 10, 100), (all, false));
+    assert_eq!(list(&mut replica, 0, 2, 100), (vec![one.clone(), two.clone()], true));
+    assert_eq!(list(&mut replica, 2, 2, 100), (vec![three], false));
+    assert_eq!(list(&mut replica, 0, 10, 1), (vec![one], true));
+    let lease = replica.writer.list_leases(LeaseQuery { after: 1, limit: 1, bytes_max: 1 }).unwrap();
+    assert_eq!((lease.leases[0].ttl_ms, lease.leases[0].due_ms), (6_000, START_MS + 2_000 + 6_000));
 }
 
 #[test]

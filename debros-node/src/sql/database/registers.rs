@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use debros_proto::{ErrorCode, Failure, limits, v1};
-use debros_sqlite::RegisterQuery;
+use debros_sqlite::{LeaseQuery, RegisterQuery};
 use tokio::time::Instant;
 use v1::register_operation::Kind;
 use v1::sql_command::Operation;
@@ -70,6 +70,22 @@ impl Database {
         let revision = self.engine.changes().revision();
         let page = self.engine.with_reader(deadline, move |reader, _| reader.list_registers(&query)).await?;
         Ok(registers::page(page, revision))
+    }
+
+    /// Reads a page of leases; this replica must lead.
+    ///
+    /// # Errors
+    /// As [`Self::get_register`].
+    pub async fn list_leases(
+        &self,
+        query: LeaseQuery,
+        deadline: Instant,
+    ) -> Result<v1::LeaseListResponse, Failure> {
+        self.confirm(deadline).await?;
+        let (_, time) = self.engine.changes().leases();
+        let since = time.since(self.steady.id, self.steady.read_ms()).unwrap_or(0);
+        let page = self.engine.with_reader(deadline, move |reader, _| reader.list_leases(query)).await?;
+        Ok(registers::leases(page, time.now_ms.saturating_add(since)))
     }
 
     /// Watches this replica, once it shows nothing older than it did before it was started.
