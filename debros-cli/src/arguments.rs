@@ -323,6 +323,19 @@ pub(crate) enum RegistersCommand {
         #[arg(long, value_name = "KEY")]
         after: Option<String>,
     },
+    /// List leases in the order of their numbers, with the keys that go with them
+    #[command(
+        after_help = "JSON: {\"leases\": [{\"lease\", \"ttl_ms\", \"left_ms\", \"keys\"}], \"next\"}\n\
+                      `next` goes into --after for the next page."
+    )]
+    Leases {
+        /// Leases of one page
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<u32>,
+        /// Leases behind this one
+        #[arg(long, value_name = "LEASE")]
+        after: Option<u64>,
+    },
     /// Tell of changes until it is interrupted
     #[command(
         after_help = "JSON, one object a line: {\"event\": \"put\", \"key\", \"value\", \"version\", \"lease\"},\n\

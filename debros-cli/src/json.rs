@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use debros_sdk::{
-    Conflict, ConnectedNode, DatabaseInfo, Entry, Error, GroupInfo, HealthStatus, Members, NetworkStatus,
-    PeerInfo, QueryResult, Register, RegisterEvent, RegisterPage, StorageInfo, Value, Version,
+    Conflict, ConnectedNode, DatabaseInfo, Entry, Error, GroupInfo, HealthStatus, LeaseInfo, LeasePage,
+    Members, NetworkStatus, PeerInfo, QueryResult, Register, RegisterEvent, RegisterPage, StorageInfo, Value,
+    Version,
 };
 use serde_json::{Value as Json, json};
 
@@ -217,6 +218,19 @@ pub(crate) fn registers(page: &RegisterPage) -> Json {
     })
 }
 
+pub(crate) fn leases(page: &LeasePage) -> Json {
+    let lease = |LeaseInfo { id, ttl, left, keys }: &LeaseInfo| {
+        let keys: Vec<Json> = keys.iter().map(|key| bytes(key)).collect();
+        json!({"lease": id.0, "ttl_ms": milliseconds(*ttl), "left_ms": milliseconds(*left), "keys": keys})
+    };
+    let leases: Vec<Json> = page.leases.iter().map(lease).collect();
+    json!({"leases": leases, "next": page.next.map(|next| next.0)})
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 pub(crate) fn conflict(conflict: &Conflict) -> Json {
     json!({"conflict": {"version": conflict.version, "value": conflict.value.as_deref().map(bytes)}})
 }
@@ -258,9 +272,9 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use debros_sdk::{
-        Conflict, ConnectedNode, DatabaseInfo, Entry, Health, HealthCheck, HealthStatus, LeaseId, Member,
-        MemberState, Members, NetworkStatus, PeerInfo, QueryResult, Register, RegisterEvent, RegisterPage,
-        StorageInfo, Value, Version,
+        Conflict, ConnectedNode, DatabaseInfo, Entry, Health, HealthCheck, HealthStatus, LeaseId, LeaseInfo,
+        LeasePage, Member, MemberState, Members, NetworkStatus, PeerInfo, QueryResult, Register,
+        RegisterEvent, RegisterPage, StorageInfo, Value, Version,
     };
 
     fn same(found: &serde_json::Value, golden: &str) {
@@ -381,6 +395,18 @@ mod tests {
             r#""version":"0.1.0","warnings":["degraded: under-replicated"],"zone":""}"#
         );
         same(&super::status(&status), golden);
+    }
+
+    #[test]
+    fn leases_keep_their_shape() {
+        let (ttl, left) = (Duration::from_secs(10), Duration::from_millis(2_500));
+        let lease = LeaseInfo { id: LeaseId(7), ttl, left, keys: vec!["a".into(), vec![0xff].into()] };
+        let page = LeasePage { leases: vec![lease], next: None };
+        let golden = concat!(
+            r#"{"leases":[{"keys":["a",{"blob":"ff"}],"lease":7,"left_ms":2500,"ttl_ms":10000}],"#,
+            r#""next":null}"#
+        );
+        same(&super::leases(&page), golden);
     }
 
     #[test]

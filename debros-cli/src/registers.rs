@@ -2,7 +2,10 @@
 
 use std::io::{ErrorKind, Write};
 
-use debros_sdk::{Conflict, RegisterEvent, RegisterListOptions, Registers, RemoteRegisters, check};
+use debros_sdk::{
+    Conflict, LeaseId, LeaseListOptions, RegisterEvent, RegisterListOptions, Registers, RemoteRegisters,
+    check,
+};
 use serde_json::{Value as Json, json};
 
 use crate::arguments::{Global, RegistersCommand};
@@ -31,6 +34,10 @@ pub(crate) fn check(command: &RegistersCommand) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
+        RegistersCommand::Leases { limit: Some(0), .. } => {
+            Err(Failure::usage("a page has at least one lease", NEXT))
+        }
+        RegistersCommand::Leases { .. } => Ok(()),
         RegistersCommand::Watch { prefix, .. } => bytes(prefix).map(drop),
     }
 }
@@ -73,6 +80,11 @@ pub(crate) async fn run(
             let page = registers.list(&bytes(&prefix)?, RegisterListOptions { limit, after }).await;
             let page = page.map_err(failed("list the keys"))?;
             print(format, || table::registers(&page), || json::registers(&page))
+        }
+        RegistersCommand::Leases { limit, after } => {
+            let page = registers.list_leases(LeaseListOptions { limit, after: after.map(LeaseId) }).await;
+            let page = page.map_err(failed("list the leases"))?;
+            print(format, || table::leases(&page), || json::leases(&page))
         }
         RegistersCommand::Watch { prefix, after, count } => {
             watch(format, &registers, &bytes(&prefix)?, after, count).await

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use debros_sdk::{
-    Conflict, Cursor, DatabaseInfo, Entry, HealthStatus, Members, NetworkStatus, PeerInfo, QueryResult,
-    RegisterEvent, RegisterPage, StorageInfo, Value,
+    Conflict, Cursor, DatabaseInfo, Entry, HealthStatus, LeaseInfo, LeasePage, Members, NetworkStatus,
+    PeerInfo, QueryResult, RegisterEvent, RegisterPage, StorageInfo, Value,
 };
 
 use crate::json;
@@ -118,6 +118,20 @@ pub(crate) fn registers(page: &RegisterPage) -> String {
     let count = plural(page.registers.len() as u64, "key");
     match &page.next {
         Some(next) => format!("{shown}\n{count}; more with --after {}", register_bytes(next)),
+        None => format!("{shown}\n{count}"),
+    }
+}
+
+pub(crate) fn leases(page: &LeasePage) -> String {
+    let mut shown = table(&["lease", "ttl", "left", "keys"]);
+    for LeaseInfo { id, ttl, left, keys } in &page.leases {
+        // One on a line; keys with line breaks of their own stay on theirs.
+        let keys: Vec<String> = keys.iter().map(|key| register_bytes(key).replace('\n', "\\n")).collect();
+        shown.add_row([id.to_string(), duration(*ttl), whole_seconds(*left), keys.join("\n")]);
+    }
+    let count = plural(page.leases.len() as u64, "lease");
+    match page.next {
+        Some(next) => format!("{shown}\n{count}; more with --after {next}"),
         None => format!("{shown}\n{count}"),
     }
 }
@@ -333,8 +347,8 @@ mod tests {
     use std::time::Duration;
 
     use debros_sdk::{
-        Conflict, Cursor, Entry, LeaseId, QueryResult, Register, RegisterEvent, RegisterPage, StorageInfo,
-        Value, Version,
+        Conflict, Cursor, Entry, LeaseId, LeaseInfo, LeasePage, QueryResult, Register, RegisterEvent,
+        RegisterPage, StorageInfo, Value, Version,
     };
 
     #[test]
@@ -406,6 +420,28 @@ mod tests {
         assert_eq!(super::watch_event(&RegisterEvent::Put(register)), "a\\u{1b} = x'ff' (version 7)");
         let conflict = Conflict { version: 7, value: Some("b".into()) };
         assert_eq!(super::conflict(&conflict), "not done: the key has version 7: b");
+    }
+
+    #[test]
+    fn leases_are_a_table_with_a_line_for_each_key() {
+        let lease = LeaseInfo {
+            id: LeaseId(7),
+            ttl: Duration::from_secs(90),
+            left: Duration::from_millis(2_600),
+            keys: vec!["a\nb".into(), vec![0xff].into()],
+        };
+        let idle = LeaseInfo { id: LeaseId(8), keys: vec![], ..lease.clone() };
+        let page = LeasePage { leases: vec![lease, idle], next: Some(LeaseId(8)) };
+        let golden = "\
+┌───────┬────────────┬──────┬───────┐
+│ lease ┆ ttl        ┆ left ┆ keys  │
+╞═══════╪════════════╪══════╪═══════╡
+│ 7     ┆ 1 min 30 s ┆ 2 s  ┆ a\\nb  │
+│       ┆            ┆      ┆ x'ff' │
+│ 8     ┆ 1 min 30 s ┆ 2 s  ┆       │
+└───────┴────────────┴──────┴───────┘
+2 leases; more with --after 8";
+        assert_eq!(super::leases(&page), golden);
     }
 
     #[test]

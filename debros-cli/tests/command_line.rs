@@ -45,7 +45,7 @@ fn help_is_as_it_was_reviewed() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
-    let cases: [&[&str]; 22] = [
+    let cases: [&[&str]; 23] = [
         &["query"],
         &["nonsense"],
         &["status", "-t", "soon"],
@@ -68,6 +68,7 @@ fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
         &["registers", "get", "x'0'"],
         &["registers", "cas", "key", "soon", "value"],
         &["registers", "list", "--limit", "0"],
+        &["registers", "leases", "--limit", "0"],
     ];
     for arguments in cases {
         let output = debros(arguments);

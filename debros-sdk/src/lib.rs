@@ -109,9 +109,9 @@ pub use network_info::{
     StorageInfo,
 };
 pub use registers::{
-    Conflict, Counter, Election, Leader, Leadership, Lease, LeaseId, Lock, LockGuard, Observer, Register,
-    RegisterEvent, RegisterListOptions, RegisterPage, RegisterPutOptions, RegisterWatch, Registers,
-    RemoteRegisters,
+    Conflict, Counter, Election, Leader, Leadership, Lease, LeaseId, LeaseInfo, LeaseListOptions, LeasePage,
+    Lock, LockGuard, Observer, Register, RegisterEvent, RegisterListOptions, RegisterPage,
+    RegisterPutOptions, RegisterWatch, Registers, RemoteRegisters,
 };
 pub use result::{ExecuteResult, QueryResult};
 pub use schema::{ColumnInfo, SchemaInfo, TableInfo};

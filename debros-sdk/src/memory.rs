@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use debros_proto::{DatabaseName, ErrorCode, limits, v1};
 use debros_sqlite::{
     Batch, BatchEntry, EntryEnvironment, EntryOutcome, ErrorClass, Fault, Operation, Options, SqlError,
-    StatementOutcome, Write, Writer,
+    Stamp, StatementOutcome, Write, Writer,
 };
 use tokio::time::Instant;
 
@@ -48,19 +48,42 @@ struct State {
     writer: Writer,
     index: u64,
     remembered: Remembered,
+    begun: Instant,
 }
+
+/// The one clock of a database in memory.
+const CLOCK: u64 = 1;
 
 impl State {
     /// Applies one operation as the next entry.
     fn apply(&mut self, operation: Operation) -> Result<EntryOutcome, Error> {
         self.index += 1;
         let index = self.index;
-        let entry = BatchEntry { index, environment: environment(), operation };
+        let stamp = Stamp { clock: CLOCK, clock_ms: self.clock_ms(), ..Stamp::default() };
+        let entry = BatchEntry { index, environment: environment(), stamp, operation };
         let batch = Batch { entries: &[entry], applied_index: index, bookkeeping: &[] };
         let mut applied = self.writer.apply_batch(batch, &|_| Vec::new()).map_err(broken)?;
         let applied = applied.pop().expect("one entry gives one outcome");
         self.remembered.record(index, applied.changes);
         Ok(applied.outcome)
+    }
+
+    /// What its clock reads.
+    fn clock_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// How long until a lease is due; `None` while there is none.
+    fn lease_due_in(&mut self) -> Result<Option<Duration>, Error> {
+        let due = self.writer.next_lease_due_ms().map_err(broken)?;
+        let now_ms = self.lease_now_ms();
+        Ok(due.map(|due| Duration::from_millis(due.saturating_sub(now_ms))))
+    }
+
+    /// The time by which leases go.
+    fn lease_now_ms(&self) -> u64 {
+        let time = self.writer.lease_time();
+        time.now_ms + time.since(CLOCK, self.clock_ms()).unwrap_or(0)
     }
 }
 
@@ -80,7 +103,7 @@ impl MemoryDatabase {
     pub fn named(name: &str) -> Result<Self, Error> {
         let name = DatabaseName::new(name)?;
         let writer = Writer::in_memory(Options::default()).map_err(broken)?;
-        let state = State { writer, index: 0, remembered: Remembered::default() };
+        let state = State { writer, index: 0, remembered: Remembered::default(), begun: Instant::now() };
         Ok(Self { name, state: Arc::new(Mutex::new(state)) })
     }
 

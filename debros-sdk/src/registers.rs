@@ -29,7 +29,7 @@ pub struct Register {
     pub key: Bytes,
     /// Its value.
     pub value: Bytes,
-    /// Grows with every write of the key, also across a deletion. Never 0.
+    /// Grows with every write of the key, also across a deletion, and across a drop of the default database. Never 0.
     pub version: u64,
     /// The lease it goes with.
     pub lease: Option<LeaseId>,
@@ -99,15 +99,47 @@ impl fmt::Display for LeaseId {
 
 /// A lease: keys put under it go when it ends, which is when it was not kept alive for its time, or was revoked.
 ///
-/// Time here is that of the database's log, which follows the clocks of the nodes that lead it. A lease lasts at
-/// least its time as long as these clocks agree; where a clock is ahead, it ends earlier by so much. What must
-/// hold whatever the clocks say is to be guarded by versions: [`LockGuard::token`].
+/// It lasts its whole time at least, counted from when it was asked for, whatever the nodes' clocks are set to: it
+/// goes by how long they run. It ends a fraction of a second later; where another node took over the lead meanwhile,
+/// later by the time in which nobody led, and up to 10 seconds. A holder whose process was paused may learn late that
+/// it has ended: what must hold then is to be guarded by versions, [`LockGuard::token`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Its number.
     pub id: LeaseId,
     /// How long it lasts without being kept alive.
     pub ttl: Duration,
+}
+
+/// A lease as it was when it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// Its number.
+    pub id: LeaseId,
+    /// How long it lasts without being kept alive.
+    pub ttl: Duration,
+    /// It ends in this time, or a little later, unless it is kept alive.
+    pub left: Duration,
+    /// The keys that go with it, in the order of their bytes.
+    pub keys: Vec<Bytes>,
+}
+
+/// Leases in the order of their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeasePage {
+    /// In order; perhaps fewer than asked for, because a page is bounded in bytes too.
+    pub leases: Vec<LeaseInfo>,
+    /// Where the next page begins, for [`LeaseListOptions::after`]; `None` at the end.
+    pub next: Option<LeaseId>,
+}
+
+/// Which leases to list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseListOptions {
+    /// So many at most; `None` for as many as a page may have.
+    pub limit: Option<u32>,
+    /// Those behind this one.
+    pub after: Option<LeaseId>,
 }
 
 /// Linearizable keys. Keys have 1 to 1024 bytes of any kind, values at most 1 MiB. Every operation sees whatever
@@ -172,6 +204,10 @@ pub trait Registers: Send + Sync {
 
     /// Ends a lease; gives how many keys went with it. `NotFound` when it has ended.
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, Error>;
+
+    /// Lists the leases that are alive, whoever has them, with the keys that go with each. Each page sees whatever
+    /// was acknowledged before it was asked for; several pages are no single moment.
+    async fn list_leases(&self, options: LeaseListOptions) -> Result<LeasePage, Error>;
 }
 
 /// The operations of the trait, as they go into a log.
@@ -326,8 +362,33 @@ pub(crate) fn list_request(
 
 /// A page as it came over the wire.
 pub(crate) fn page(answer: v1::RegisterListResponse) -> RegisterPage {
-    let v1::RegisterListResponse { registers, more, applied_index, leader: _ } = answer;
+    let v1::RegisterListResponse { registers, more, revision, leader: _ } = answer;
     let registers: Vec<Register> = registers.into_iter().map(from_wire).collect();
     let next = registers.last().filter(|_| more).map(|last| last.key.clone());
-    RegisterPage { registers, next, revision: applied_index }
+    RegisterPage { registers, next, revision }
+}
+
+/// What a listing of leases asks for on the wire.
+pub(crate) fn lease_list_request(options: LeaseListOptions) -> Result<v1::LeaseListRequest, Error> {
+    let LeaseListOptions { limit, after } = options;
+    let limit = limit.unwrap_or(limits::LEASES_PER_PAGE_MAX);
+    if limit == 0 {
+        return Err(Error::invalid("a page of no leases tells nothing; ask for 1 or more"));
+    }
+    debros_proto::registers::lease_page_limit(limit)?;
+    Ok(v1::LeaseListRequest { header: None, after: after.map_or(0, |after| after.0), limit })
+}
+
+/// A page of leases as it came over the wire.
+pub(crate) fn lease_page(answer: v1::LeaseListResponse) -> LeasePage {
+    let v1::LeaseListResponse { leases, more, leader: _ } = answer;
+    let lease = |v1::LeaseInfo { id, ttl_ms, left_ms, keys }: v1::LeaseInfo| LeaseInfo {
+        id: LeaseId(id),
+        ttl: Duration::from_millis(ttl_ms),
+        left: Duration::from_millis(left_ms),
+        keys,
+    };
+    let leases: Vec<LeaseInfo> = leases.into_iter().map(lease).collect();
+    let next = leases.last().filter(|_| more).map(|last| last.id);
+    LeasePage { leases, next }
 }

@@ -81,6 +81,13 @@ pub(crate) async fn register_list(
     registers(channel).list(request).await
 }
 
+pub(crate) async fn lease_list(
+    channel: Channel,
+    request: v1::LeaseListRequest,
+) -> Result<Response<v1::LeaseListResponse>, Status> {
+    registers(channel).list_leases(request).await
+}
+
 /// A watch counts as opened when its first message has come.
 pub(crate) async fn register_watch(
     channel: Channel,

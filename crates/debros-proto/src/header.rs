@@ -48,5 +48,6 @@ has_header!(
     RegisterWriteRequest,
     RegisterGetRequest,
     RegisterListRequest,
+    LeaseListRequest,
     RegisterWatchRequest,
 );

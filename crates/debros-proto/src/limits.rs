@@ -44,6 +44,13 @@ pub const DATABASES_MAX: usize = 2000;
 /// Replicas of one database: more slow every write and add no safety worth having.
 pub const REPLICATION_FACTOR_MAX: u32 = 7;
 
+/// Numbers of one database before those of the next group begin (`GroupId::numbers_from`): at 10,000 writes a
+/// second three years; past them only databases that are dropped and made anew lose by it.
+pub const NUMBERS_PER_GROUP: u64 = 1 << 40;
+/// Groups with numbers of their own, so that every number stays below 2^63; a group's id is the index of an entry
+/// of the meta log, which grows when the cluster's nodes or databases change.
+pub const NUMBERED_GROUPS_MAX: u64 = (1 << 23) - 1;
+
 /// Write sessions of one database; the oldest idle one gives way.
 pub const SESSIONS_MAX: usize = 10_000;
 /// Results kept of one session: writes under way at a time.
@@ -67,7 +74,9 @@ pub const REGISTER_KEY_BYTES_MAX: usize = 1024;
 pub const REGISTER_VALUE_BYTES_MAX: usize = 1 << 20;
 /// Registers of one page of a listing.
 pub const REGISTERS_PER_PAGE_MAX: u32 = 1000;
-/// Bytes of one page of a listing, beyond which it holds one register: a listing never fills a node's memory.
+/// Leases of one page of a listing.
+pub const LEASES_PER_PAGE_MAX: u32 = 1000;
+/// Bytes of one page of a listing, beyond which it holds one register or lease: a listing never fills a node's memory.
 pub const REGISTER_PAGE_BYTES_MAX: usize = 4 << 20;
 /// A larger value is left out of the answer to a failed compare-and-set, so that the answer always fits what
 /// a session keeps ([`SESSION_RESULT_BYTES_MAX`]).
@@ -82,6 +91,9 @@ pub const LEASES_ENDED_PER_ENTRY_MAX: usize = 64;
 pub const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longer ones are better no leases.
 pub const LEASE_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Where there are leases, the log has a leader's clock so often: when another takes over, leases last longer by up
+/// to this and the time in which nobody led. It is an entry of the log in a database that is idle otherwise.
+pub const LEASE_CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// Changes of registers that a replica remembers for its watchers, and their bytes: a watcher that falls
 /// further behind is told so.
 pub const CHANGES_REMEMBERED_MAX: usize = 4096;

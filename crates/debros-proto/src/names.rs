@@ -172,6 +172,13 @@ number!(
 impl GroupId {
     /// The group that holds the cluster map.
     pub const META: Self = Self(0);
+
+    /// What a database of this group adds to log indexes to give numbers that its clients keep: ids of sessions and
+    /// leases, versions. A group of the same name comes later, so it has a greater id, and no client takes its
+    /// numbers for those of the dropped one. Below 2^63 with the index, as SQLite wants it.
+    pub fn numbers_from(self) -> u64 {
+        self.0.min(limits::NUMBERED_GROUPS_MAX) * limits::NUMBERS_PER_GROUP
+    }
 }
 
 /// The identity of a cluster: 128 random bits, minted once when it is initialised.

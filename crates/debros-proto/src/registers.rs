@@ -50,11 +50,21 @@ pub fn check_operation(operation: Option<&v1::RegisterOperation>) -> Result<(), 
 /// # Errors
 /// `LIMIT_EXCEEDED` for more than that.
 pub fn page_limit(asked: u32) -> Result<usize, Failure> {
+    within("REGISTERS_PER_PAGE_MAX", limits::REGISTERS_PER_PAGE_MAX, asked)
+}
+
+/// Leases of one page, as [`page_limit`].
+///
+/// # Errors
+/// `LIMIT_EXCEEDED` for more than there may be.
+pub fn lease_page_limit(asked: u32) -> Result<usize, Failure> {
+    within("LEASES_PER_PAGE_MAX", limits::LEASES_PER_PAGE_MAX, asked)
+}
+
+fn within(name: &str, max: u32, asked: u32) -> Result<usize, Failure> {
     match asked {
-        0 => Ok(limits::REGISTERS_PER_PAGE_MAX as usize),
-        asked if asked > limits::REGISTERS_PER_PAGE_MAX => {
-            Err(Failure::limit("REGISTERS_PER_PAGE_MAX", limits::REGISTERS_PER_PAGE_MAX, asked))
-        }
+        0 => Ok(max as usize),
+        asked if asked > max => Err(Failure::limit(name, max, asked)),
         asked => Ok(asked as usize),
     }
 }

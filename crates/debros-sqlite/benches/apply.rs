@@ -5,7 +5,8 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use debros_sqlite::{
-    Batch, BatchEntry, EntryEnvironment, Operation, Options, SessionWrite, Statement, Value, Write, Writer,
+    Batch, BatchEntry, EntryEnvironment, Operation, Options, SessionWrite, Stamp, Statement, Value, Write,
+    Writer,
 };
 
 const ROW_BYTES: usize = 32;
@@ -13,7 +14,7 @@ const ROW_BYTES: usize = 32;
 fn entry(index: u64, operation: Operation) -> BatchEntry {
     let environment =
         EntryEnvironment { unix_ms: 1_700_000_000_000 + index, seed: [7; 32], step_budget: 500_000_000 };
-    BatchEntry { index, environment, operation }
+    BatchEntry { index, environment, stamp: Stamp::default(), operation }
 }
 
 fn insert(index: u64, session: Option<u64>) -> BatchEntry {

@@ -80,13 +80,19 @@ impl<'a> Attempt<'a> {
 
     fn apply(&mut self, place: usize, entry: &BatchEntry) -> Result<AppliedEntry, Stop> {
         let writer = &mut *self.writer;
-        let BatchEntry { index, environment, operation } = entry;
+        let BatchEntry { index, environment, stamp, operation } = entry;
+        // Never back: an entry of an older version's has none.
+        writer.state.numbers_from = writer.state.numbers_from.max(stamp.numbers_from);
+        let number = writer.state.number(*index);
         let now_ms = advance_log_time(
             writer.state.log_time_ms,
             environment.unix_ms,
             writer.options.log_time_step_max_ms,
         );
+        let log_times_ms = (writer.state.log_time_ms, now_ms);
         writer.state.log_time_ms = now_ms;
+        let step_max_ms = writer.options.log_time_step_max_ms;
+        writer.state.lease_time = writer.state.lease_time.advance(stamp, log_times_ms, step_max_ms);
         let outcome = match operation {
             Operation::Write(write) => {
                 return self.in_session(write.session, now_ms, |attempt| {
@@ -94,7 +100,7 @@ impl<'a> Attempt<'a> {
                 });
             }
             Operation::Register(write) => {
-                let moment = Moment { index: *index, now_ms };
+                let moment = Moment { number, now_ms: writer.state.lease_time.now_ms };
                 return self.in_session(write.session, now_ms, |attempt| {
                     attempt.change_registers(moment, &write.operation)
                 });
@@ -102,15 +108,16 @@ impl<'a> Attempt<'a> {
             Operation::OpenSession { lifetime_ms } => {
                 let lifetime_ms = writer.sessions.open(
                     &writer.connection,
-                    *index,
+                    number,
                     *lifetime_ms,
                     now_ms,
                     &writer.options,
                 )?;
-                EntryOutcome::SessionOpened { session: *index, lifetime_ms }
+                EntryOutcome::SessionOpened { session: number, lifetime_ms }
             }
             Operation::SetLimits { max_bytes } => {
                 writer.state.max_bytes = *max_bytes;
+                writer.state.pages_then = writer.control.page_count(&writer.connection)?;
                 writer.limit_pages()?;
                 EntryOutcome::LimitsSet
             }

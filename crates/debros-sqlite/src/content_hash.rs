@@ -1,7 +1,7 @@
 //! One hash over everything replicas must agree on.
 //!
-//! Covers the schema, the rows of all tables (hidden sessions and results among them), log time
-//! and limits. Leaves out what may differ between equal replicas: the layout of the file, the
+//! Covers the schema, the rows of all tables (hidden sessions and results among them), log time,
+//! limits and what numbers begin with. Leaves out what may differ between equal replicas: the layout of the file, the
 //! caller's bookkeeping. Each row is written with its types and lengths, so no two contents read
 //! the same.
 
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::connection::Connection;
 use crate::prepared::Prepared;
 use crate::state::State;
-use crate::{Fault, Value};
+use crate::{Fault, LeaseTime, Value};
 
 const DURING: &str = "hashing the content";
 
@@ -20,6 +20,9 @@ pub(crate) fn content_hash(connection: &Connection, state: &State) -> Result<[u8
     let mut hasher = Sha256::new();
     hasher.update(state.log_time_ms.to_le_bytes());
     hasher.update(state.max_bytes.to_le_bytes());
+    hasher.update(state.numbers_from.to_le_bytes());
+    let LeaseTime { now_ms, clock, clock_ms } = state.lease_time;
+    [now_ms, clock, clock_ms].iter().for_each(|number| hasher.update(number.to_le_bytes()));
     // The rowids of the schema decide the order in which indexes and triggers are considered.
     hash_rows(
         connection,

@@ -45,7 +45,7 @@ pub enum Operation {
     Write(Write),
     /// Change registers or their leases.
     Register(RegisterWrite),
-    /// Open a write session; its id is the entry's log index.
+    /// Open a write session; its id is the entry's number ([`Stamp::numbers_from`]).
     OpenSession {
         /// How long it outlives its last write, in log time; 0 or more than
         /// [`crate::Options::session_lifetime_max_ms`] means that maximum.
@@ -60,6 +60,18 @@ pub enum Operation {
     Barrier,
 }
 
+/// What an entry's proposer says beside what it asks for; all of it is absent in logs from before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// What is added to an index to give the id of a session or a lease, and the version of a register: the same
+    /// for all entries of a database, and so much more for the next one of its name that none comes twice.
+    pub numbers_from: u64,
+    /// The proposer's steady clock, drawn at random for each; 0 is none.
+    pub clock: u64,
+    /// What that clock read, in milliseconds.
+    pub clock_ms: u64,
+}
+
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchEntry {
@@ -67,6 +79,8 @@ pub struct BatchEntry {
     pub index: u64,
     /// What it may see.
     pub environment: EntryEnvironment,
+    /// What else is said of it.
+    pub stamp: Stamp,
     /// What it asks for.
     pub operation: Operation,
 }

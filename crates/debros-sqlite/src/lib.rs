@@ -12,13 +12,15 @@
 //!
 //! ```
 //! use debros_sqlite::{
-//!     Batch, BatchEntry, EntryEnvironment, EntryOutcome, Operation, Options, Statement, Writer, Write,
+//!     Batch, BatchEntry, EntryEnvironment, EntryOutcome, Operation, Options, Stamp, Statement, Writer,
+//!     Write,
 //! };
 //!
 //! let mut writer = Writer::in_memory(Options::default())?;
 //! let entry = BatchEntry {
 //!     index: 1,
 //!     environment: EntryEnvironment { unix_ms: 1_700_000_000_000, seed: [7; 32], step_budget: 1_000_000 },
+//!     stamp: Stamp::default(),
 //!     operation: Operation::Write(Write {
 //!         statements: vec![
 //!             Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY, text)"),
@@ -45,6 +47,7 @@ mod error;
 mod execute;
 mod generations;
 mod growth;
+mod lease_time;
 mod log_time;
 mod options;
 mod prepared;
@@ -59,16 +62,17 @@ mod vfs;
 mod writer;
 
 pub use entry::{
-    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Operation, SessionWrite, Write,
+    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Operation, SessionWrite, Stamp, Write,
 };
 pub use error::{ErrorClass, Fault, SqlError};
 pub use generations::{Generations, Incoming};
+pub use lease_time::LeaseTime;
 pub use log_time::advance_log_time;
 pub use options::Options;
 pub use reader::{PoolError, PooledReader, ReadOutcome, Reader, ReaderPool};
 pub use registers::{
-    Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterPage, RegisterQuery,
-    RegisterRefusal, RegisterWrite,
+    HeldLease, LeasePage, LeaseQuery, Register, RegisterChange, RegisterOperation, RegisterOutcome,
+    RegisterPage, RegisterQuery, RegisterRefusal, RegisterWrite,
 };
 pub use snapshot::{SnapshotInfo, inspect_snapshot};
 pub use value::{Parameters, Rows, Statement, StatementOutcome, Value};

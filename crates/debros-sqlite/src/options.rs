@@ -5,9 +5,6 @@
 
 /// SQLite's page size, as created; the layout of pages is the same on all replicas.
 pub(crate) const PAGE_BYTES: u64 = 4096;
-/// How far one statement may take the file beyond its limit before SQLite itself stops it; the
-/// statement is then rolled back. Room for the hidden tables, which are not subject to the limit.
-pub(crate) const OVERSHOOT_BYTES: u64 = 1 << 30;
 /// No entry gets more steps than SQLite's 31-bit counter holds.
 pub(crate) const STEPS_MAX: u64 = 1 << 30;
 /// Statements of one entry that may end the batch's transaction (`OR ROLLBACK`, a spent budget):
@@ -28,7 +25,11 @@ pub struct Options {
     pub result_rows_max: usize,
     /// Bytes of one statement's result. Decides outcomes.
     pub result_bytes_max: usize,
-    /// The furthest one entry moves log time forward. Decides outcomes.
+    /// How far one statement may take the file beyond its limit, or beyond the size that it had when that was
+    /// set, before SQLite itself stops it; the statement is then rolled back. Room for the hidden tables, which
+    /// are not subject to the limit. Decides outcomes.
+    pub overshoot_bytes: u64,
+    /// The furthest one entry moves log time or lease time forward. Decides outcomes.
     pub log_time_step_max_ms: u64,
     /// Write sessions; the one longest idle gives way. Decides outcomes.
     pub sessions_max: usize,
@@ -60,6 +61,7 @@ impl Default for Options {
             parameters_max: 32_766,
             result_rows_max: 1_000_000,
             result_bytes_max: 64 << 20,
+            overshoot_bytes: 1 << 30,
             log_time_step_max_ms: 3_600_000,
             sessions_max: 10_000,
             session_results_max: 256,

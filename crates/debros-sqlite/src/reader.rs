@@ -12,8 +12,8 @@ use crate::execute::{Ran, run_read};
 use crate::registers::RegisterReads;
 use crate::snapshot::{self, SnapshotInfo};
 use crate::{
-    EntryEnvironment, Fault, Options, Register, RegisterPage, RegisterQuery, Statement, StatementOutcome,
-    content_hash, environment, state,
+    EntryEnvironment, Fault, LeasePage, LeaseQuery, Options, Register, RegisterPage, RegisterQuery,
+    Statement, StatementOutcome, content_hash, environment, state,
 };
 
 /// What a read gave.
@@ -105,6 +105,17 @@ impl Reader {
         match self.registers()? {
             Some((registers, connection)) => registers.list(connection, query),
             None => Ok(RegisterPage::default()),
+        }
+    }
+
+    /// Reads leases, all on the same state of the database.
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn list_leases(&mut self, query: LeaseQuery) -> Result<LeasePage, Fault> {
+        match self.registers()? {
+            Some((registers, connection)) => registers.leases(connection, query),
+            None => Ok(LeasePage::default()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Registers: keys with a value, a version and perhaps a lease, in hidden tables.
 //!
-//! A register's version is the index of the entry that set it, so it grows with every write of the key, also
-//! across a deletion. A lease ends when an entry says so ([`RegisterOperation::ExpireLeases`], by log time, or
+//! A register's version is the number of the entry that set it, its index and [`crate::Stamp::numbers_from`], so
+//! it grows with every write of the key, also across a deletion. A lease ends when an entry says so ([`RegisterOperation::ExpireLeases`], by [`crate::LeaseTime`], or
 //! [`RegisterOperation::RevokeLease`]), and in no other way: its registers go in that very entry. What a key
 //! or a value may look like is the caller's affair. All of it follows from the entries alone.
 //!
@@ -53,9 +53,9 @@ pub enum RegisterOperation {
         /// What to add.
         delta: i64,
     },
-    /// Begin a lease; its id is the entry's index.
+    /// Begin a lease; its id is the entry's number.
     GrantLease {
-        /// How long it lasts without a sign of life, in log time.
+        /// How long it lasts without a sign of life.
         ttl_ms: u64,
     },
     /// Give a lease its whole time again.
@@ -172,7 +172,7 @@ pub struct Register {
     pub key: Vec<u8>,
     /// Its value.
     pub value: Vec<u8>,
-    /// The index of the entry that set it.
+    /// The number of the entry that set it.
     pub version: u64,
     /// The lease it goes with; 0 for none.
     pub lease: u64,
@@ -200,6 +200,39 @@ pub struct RegisterPage {
     pub more: bool,
 }
 
+/// A lease as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLease {
+    /// Its id.
+    pub id: u64,
+    /// How long it lasts without a sign of life.
+    pub ttl_ms: u64,
+    /// The lease time at which it is due.
+    pub due_ms: u64,
+    /// The registers that go with it, in the order of their bytes.
+    pub keys: Vec<Vec<u8>>,
+}
+
+/// Which leases to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseQuery {
+    /// Those with a greater id.
+    pub after: u64,
+    /// So many at most.
+    pub limit: usize,
+    /// Bytes of keys after which no further lease is read.
+    pub bytes_max: usize,
+}
+
+/// Leases in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeasePage {
+    /// In order, each with all its keys.
+    pub leases: Vec<HeldLease>,
+    /// There are more behind the last of them.
+    pub more: bool,
+}
+
 /// A change that an applied entry made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisterChange {
@@ -207,7 +240,7 @@ pub struct RegisterChange {
     pub key: Vec<u8>,
     /// Its new value; `None` when it was deleted.
     pub value: Option<Vec<u8>>,
-    /// The index of the entry.
+    /// The number of the entry.
     pub version: u64,
     /// The lease it goes with; 0 for none.
     pub lease: u64,

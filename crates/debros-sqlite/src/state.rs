@@ -8,10 +8,14 @@
 
 use crate::connection::Connection;
 use crate::prepared::Prepared;
-use crate::{Fault, Value};
+use crate::{Fault, LeaseTime, Value};
 
-const FORMAT: u32 = 1;
-const HEADER_BYTES: usize = 4 + 8 + 8 + 8 + 4;
+const FORMAT: u32 = 2;
+/// Before there were numbers beside the first three.
+const FORMAT_OF_THREE: u32 = 1;
+/// Numbers of the row.
+const NUMBERS: usize = 8;
+const HEADER_BYTES: usize = 4 + 8 * NUMBERS + 4;
 /// More than half of a page, so that each row has its own; less than what spills.
 const ROW_BYTES: usize = 3000;
 /// Room for the membership of a group with all its addresses.
@@ -26,6 +30,32 @@ pub(crate) struct State {
     pub(crate) log_time_ms: u64,
     /// 0 means no limit.
     pub(crate) max_bytes: u64,
+    /// Pages of the file when that limit was set, which may have been more than it allows.
+    pub(crate) pages_then: u64,
+    /// What is added to an index where a number must grow from one database of a name to the next.
+    pub(crate) numbers_from: u64,
+    pub(crate) lease_time: LeaseTime,
+}
+
+impl State {
+    /// An index as it is told to those who keep it: sessions, leases, versions.
+    pub(crate) fn number(&self, index: u64) -> u64 {
+        self.numbers_from.saturating_add(index)
+    }
+
+    /// In the order of the row.
+    fn numbers(&self) -> [u64; NUMBERS] {
+        let Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then, lease_time } = *self;
+        let LeaseTime { now_ms, clock, clock_ms } = lease_time;
+        [applied_index, log_time_ms, max_bytes, numbers_from, pages_then, now_ms, clock, clock_ms]
+    }
+
+    fn of_numbers(numbers: [u64; NUMBERS]) -> Self {
+        let [applied_index, log_time_ms, max_bytes, numbers_from, pages_then, now_ms, clock, clock_ms] =
+            numbers;
+        let lease_time = LeaseTime { now_ms, clock, clock_ms };
+        Self { applied_index, log_time_ms, max_bytes, numbers_from, pages_then, lease_time }
+    }
 }
 
 /// Creates the hidden tables and fills the row, in a fixed order, so that files begin alike.
@@ -46,12 +76,9 @@ fn encode(state: &State, bookkeeping: &[u8], out: &mut Vec<u8>) -> Result<(), Fa
     if bookkeeping.len() > BOOKKEEPING_BYTES_MAX {
         return Err(Fault::BookkeepingTooLarge { bytes: bookkeeping.len(), max: BOOKKEEPING_BYTES_MAX });
     }
-    let State { applied_index, log_time_ms, max_bytes } = *state;
     out.clear();
     out.extend_from_slice(&FORMAT.to_le_bytes());
-    out.extend_from_slice(&applied_index.to_le_bytes());
-    out.extend_from_slice(&log_time_ms.to_le_bytes());
-    out.extend_from_slice(&max_bytes.to_le_bytes());
+    state.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
     out.extend_from_slice(&(bookkeeping.len() as u32).to_le_bytes());
     out.extend_from_slice(bookkeeping);
     out.resize(ROW_BYTES * ROWS, 0);
@@ -67,18 +94,21 @@ fn decode(bytes: &[u8]) -> Result<(State, Vec<u8>), String> {
     if bytes.len() != ROW_BYTES * ROWS {
         return Err(format!("its bookkeeping has {} bytes instead of {}", bytes.len(), ROW_BYTES * ROWS));
     }
-    match number(0, 4) {
+    let known = match number(0, 4) as u32 {
         // As created.
         0 => return Ok((State::default(), Vec::new())),
-        format if format == u64::from(FORMAT) => {}
+        FORMAT => NUMBERS,
+        FORMAT_OF_THREE => 3,
         format => return Err(format!("its bookkeeping has format {format}, this version knows {FORMAT}")),
-    }
-    let length = number(28, 4) as usize;
-    let Some(bookkeeping) = bytes.get(HEADER_BYTES..HEADER_BYTES + length) else {
+    };
+    let header = 4 + 8 * known + 4;
+    let length = number(header - 4, 4) as usize;
+    let Some(bookkeeping) = bytes.get(header..header + length) else {
         return Err("its bookkeeping is cut short".to_owned());
     };
-    let state = State { applied_index: number(4, 8), log_time_ms: number(12, 8), max_bytes: number(20, 8) };
-    Ok((state, bookkeeping.to_vec()))
+    let mut numbers = [0; NUMBERS];
+    numbers[..known].iter_mut().enumerate().for_each(|(place, found)| *found = number(4 + 8 * place, 8));
+    Ok((State::of_numbers(numbers), bookkeeping.to_vec()))
 }
 
 /// Reads the row, within the caller's transaction if there is one.
@@ -139,5 +169,27 @@ impl StateWriter {
     /// Forgets what was written: the transaction was rolled back.
     pub(crate) fn forget(&mut self) {
         self.written.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FORMAT_OF_THREE, ROW_BYTES, ROWS, State, decode, encode};
+
+    #[test]
+    fn a_row_is_read_as_it_was_written_also_one_of_the_first_format() {
+        let state = State::of_numbers(std::array::from_fn(|place| place as u64 + 7));
+        let mut row = Vec::new();
+        encode(&state, b"kept", &mut row).expect("it fits");
+        assert_eq!(decode(&row), Ok((state, b"kept".to_vec())));
+        let mut old = FORMAT_OF_THREE.to_le_bytes().to_vec();
+        [9u64, 8, 7].iter().for_each(|number| old.extend_from_slice(&number.to_le_bytes()));
+        old.extend_from_slice(&4u32.to_le_bytes());
+        old.extend_from_slice(b"kept");
+        old.resize(ROW_BYTES * ROWS, 0);
+        let found = State { applied_index: 9, log_time_ms: 8, max_bytes: 7, ..State::default() };
+        assert_eq!(decode(&old), Ok((found, b"kept".to_vec())));
+        old[0] = 99;
+        assert!(decode(&old).unwrap_err().contains("format 99"));
     }
 }

@@ -20,9 +20,9 @@ use crate::registers::RegisterStore;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
 use crate::{
-    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Options, Register, RegisterPage,
-    RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash, environment, execute, options,
-    snapshot,
+    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, LeasePage, LeaseQuery, LeaseTime,
+    Options, Register, RegisterPage, RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash,
+    environment, execute, options, snapshot,
 };
 
 /// The write-ahead log's file shrinks to this after it was checkpointed.
@@ -118,6 +118,12 @@ impl Writer {
         self.state.applied_index
     }
 
+    /// The number of the entry at that index: no register has a greater version.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.state.number(self.state.applied_index)
+    }
+
     /// The caller's bookkeeping at that index; empty in a new database.
     #[must_use]
     pub fn bookkeeping(&self) -> &[u8] {
@@ -128,6 +134,12 @@ impl Writer {
     #[must_use]
     pub fn log_time_unix_ms(&self) -> u64 {
         self.state.log_time_ms
+    }
+
+    /// Where the time of leases stands.
+    #[must_use]
+    pub fn lease_time(&self) -> LeaseTime {
+        self.state.lease_time
     }
 
     /// Bytes the database may grow to; 0 means no limit.
@@ -189,12 +201,15 @@ impl Writer {
         self.limit_pages()
     }
 
-    /// Tells SQLite the largest file it may make: the replicated limit and some overshoot.
+    /// Tells SQLite the largest file it may make: the replicated limit and some overshoot. Where the file was
+    /// larger than its limit from the start, the overshoot is on top of what it was then, so that the hidden
+    /// tables can go on. It follows from the entries alone: SQLite's own floor would be the size of this moment.
     pub(crate) fn limit_pages(&self) -> Result<(), Fault> {
-        let pages = match self.state.max_bytes {
-            0 => u64::from(u32::MAX - 1),
-            bytes => bytes.saturating_add(options::OVERSHOOT_BYTES) / options::PAGE_BYTES,
+        let allowed = match self.state.max_bytes {
+            0 => u64::MAX,
+            bytes => (bytes / options::PAGE_BYTES).max(self.state.pages_then),
         };
+        let pages = allowed.saturating_add(self.options.overshoot_bytes / options::PAGE_BYTES);
         let pages = pages.min(u64::from(u32::MAX - 1));
         self.connection
             .internal_batch("limiting the file's size", &format!("PRAGMA max_page_count = {pages}"))
@@ -251,7 +266,18 @@ impl Writer {
         }
     }
 
-    /// The log time at which the next lease is due; `None` while there is none.
+    /// Reads leases on the writer's own connection, as [`Self::query`].
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn list_leases(&mut self, query: LeaseQuery) -> Result<LeasePage, Fault> {
+        match &mut self.registers {
+            Some(registers) => registers.reads().leases(&self.connection, query),
+            None => Ok(LeasePage::default()),
+        }
+    }
+
+    /// When the next lease is due, by [`Self::lease_time`]; `None` while there is none.
     ///
     /// # Errors
     /// A fault.

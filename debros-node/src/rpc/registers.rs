@@ -58,6 +58,16 @@ impl Registers for Service {
         self.metrics.measure("RegisterList", &namespace, self.registers.list(&principal, request)).await
     }
 
+    async fn list_leases(
+        &self,
+        request: Request<v1::LeaseListRequest>,
+    ) -> Result<Response<v1::LeaseListResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let namespace = namespace(&request);
+        let listed = self.registers.list_leases(&principal, request);
+        self.metrics.measure("LeaseList", &namespace, listed).await
+    }
+
     async fn watch(
         &self,
         request: Request<v1::RegisterWatchRequest>,

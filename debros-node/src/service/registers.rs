@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use debros_net::{Lane, PeerId};
 use debros_proto::{ErrorCode, Failure, HasHeader, limits, registers, v1};
-use debros_sqlite::RegisterQuery;
+use debros_sqlite::{LeaseQuery, RegisterQuery};
 use futures::Stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -136,6 +136,39 @@ impl Registers {
                         Target::There(peer) => {
                             forwarded(self.client(peer).list(request)).await.map_err(Failure::without_effect)
                         }
+                    }
+                }
+            })
+            .await
+            .map_err(Failure::without_effect)?;
+        response.leader = leader;
+        Ok(response)
+    }
+
+    /// Reads a page of leases.
+    ///
+    /// # Errors
+    /// Nothing was changed.
+    pub async fn list_leases(
+        &self,
+        principal: &Principal,
+        mut request: v1::LeaseListRequest,
+    ) -> Result<v1::LeaseListResponse, Failure> {
+        let authorised = authorise(principal, Action::Read, request.header())?;
+        let limit = registers::lease_page_limit(request.limit)?;
+        let query = LeaseQuery { after: request.after, limit, bytes_max: limits::REGISTER_PAGE_BYTES_MAX };
+        let database = self.database(&authorised).await?;
+        self.databases.forward_header(&mut request, &authorised);
+        let (mut response, leader) = self
+            .databases
+            .at_leader(&database, &authorised, true, |target| {
+                let request = request.clone();
+                async move {
+                    match target {
+                        Target::Here(replica) => replica.list_leases(query, authorised.deadline).await,
+                        Target::There(peer) => forwarded(self.client(peer).list_leases(request))
+                            .await
+                            .map_err(Failure::without_effect),
                     }
                 }
             })

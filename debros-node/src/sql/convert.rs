@@ -3,7 +3,7 @@
 use debros_proto::{ErrorCode, v1};
 use debros_sqlite::{
     BatchEntry, EntryEnvironment, EntryOutcome, ErrorClass, Operation, Parameters, RegisterWrite, Rows,
-    SessionWrite, SqlError, Statement, StatementOutcome, Value, Write,
+    SessionWrite, SqlError, Stamp, Statement, StatementOutcome, Value, Write,
 };
 use prost::Message;
 
@@ -13,7 +13,7 @@ use crate::planted::{Bug, is_planted};
 /// Reads a committed command. One that this version cannot read asks for nothing, on every replica
 /// alike.
 pub(super) fn entry(index: u64, command: bytes::Bytes) -> Option<BatchEntry> {
-    let v1::SqlCommand { stamp_unix_ms, seed, step_budget, operation } =
+    let v1::SqlCommand { stamp_unix_ms, seed, step_budget, operation, numbers_from, clock, clock_ms } =
         v1::SqlCommand::decode(command).ok()?;
     let operation = match operation? {
         v1::sql_command::Operation::Write(write) => Operation::Write(Write {
@@ -36,6 +36,7 @@ pub(super) fn entry(index: u64, command: bytes::Bytes) -> Option<BatchEntry> {
     Some(BatchEntry {
         index,
         environment: EntryEnvironment { unix_ms: stamp_unix_ms, seed, step_budget },
+        stamp: Stamp { numbers_from, clock, clock_ms },
         operation,
     })
 }

@@ -21,7 +21,26 @@ pub struct Database {
     group: Group,
     engine: Arc<SqlEngine>,
     clock: Clock,
+    steady: SteadyClock,
     pending: Arc<Semaphore>,
+}
+
+/// By which the leases of a leader go; it is read in milliseconds since it began.
+#[derive(Clone, Copy)]
+struct SteadyClock {
+    /// Two clocks never share one; not 0.
+    id: u64,
+    begun: Instant,
+}
+
+impl SteadyClock {
+    fn begin() -> Self {
+        Self { id: rand::random::<u64>().max(1), begun: Instant::now() }
+    }
+
+    fn read_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Statements to apply through the log.
@@ -53,7 +72,8 @@ pub enum Freshness {
 impl Database {
     /// Joins a running group with its engine.
     pub fn new(group: Group, engine: Arc<SqlEngine>, clock: Clock) -> Self {
-        Self { group, engine, clock, pending: Arc::new(Semaphore::new(limits::PENDING_WRITES_MAX)) }
+        let pending = Arc::new(Semaphore::new(limits::PENDING_WRITES_MAX));
+        Self { group, engine, clock, steady: SteadyClock::begin(), pending }
     }
 
     /// Its Raft group.
@@ -106,13 +126,14 @@ impl Database {
         Ok((index, outcome.content_hash.into()))
     }
 
-    /// Sets what the database may grow to, for all replicas alike; 0 is no limit. Does nothing when
-    /// its log says so already.
+    /// Sets what the database may grow to, for all replicas alike; 0 is no limit. Also makes numbers begin where
+    /// they must, so that a watch of registers has a place from the start. Does nothing when its log says so already.
     ///
     /// # Errors
     /// As [`Self::execute`].
     pub async fn limit_bytes(&self, max_bytes: u64, deadline: Instant) -> Result<(), Failure> {
-        if self.engine.bytes_max() != max_bytes {
+        let numbered = self.engine.changes().revision() >= self.group.id().numbers_from();
+        if !numbered || self.engine.bytes_max() != max_bytes {
             self.propose(Operation::SetLimits(v1::SqlSetLimits { max_bytes }), deadline).await?;
         }
         Ok(())
@@ -176,6 +197,9 @@ impl Database {
             seed: rand::random::<[u8; 32]>().to_vec().into(),
             step_budget: limits::WRITE_STEPS_MAX,
             operation: Some(operation),
+            numbers_from: self.group.id().numbers_from(),
+            clock: self.steady.id,
+            clock_ms: self.steady.read_ms(),
         };
         let command = command.encode_to_vec();
         // What the log refuses after this would stop the whole replica.

@@ -300,8 +300,8 @@ impl Worker {
         let batch = Batch { entries: &entries, applied_index, bookkeeping: &position.0 };
         let failed = |fault| EngineFault::new("apply committed writes", fault);
         let applied = writer.apply_batch(batch, &encode).map_err(failed)?;
-        let (bytes_max, log_time_ms) = (writer.max_bytes(), writer.log_time_unix_ms());
-        let lease_due_ms = writer.next_lease_due_ms().map_err(failed)?;
+        let (bytes_max, revision) = (writer.max_bytes(), writer.revision());
+        let leases = (writer.next_lease_due_ms().map_err(failed)?, writer.lease_time());
         self.size.bytes_max.store(bytes_max, Ordering::Relaxed);
         let mut changes = Vec::new();
         for (place, applied) in places.into_iter().zip(applied) {
@@ -311,7 +311,7 @@ impl Worker {
                 (None, outcome) => convert::outcome(outcome).encode_to_vec().into(),
             };
         }
-        self.recorder.record(applied_index, log_time_ms, lease_due_ms, changes);
+        self.recorder.record(revision, leases, changes);
         Ok(answers)
     }
 
@@ -369,8 +369,8 @@ impl Worker {
 
 /// Nothing is known of how the database became what it is.
 fn restart(recorder: &Recorder, writer: &mut Writer) -> Result<(), Fault> {
-    let lease_due_ms = writer.next_lease_due_ms()?;
-    recorder.restart(writer.applied_index(), writer.log_time_unix_ms(), lease_due_ms);
+    let leases = (writer.next_lease_due_ms()?, writer.lease_time());
+    recorder.restart(writer.revision(), leases);
     Ok(())
 }
 

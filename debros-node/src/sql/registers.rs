@@ -2,7 +2,8 @@
 
 use debros_proto::{ErrorCode, v1};
 use debros_sqlite::{
-    Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterPage, RegisterRefusal,
+    HeldLease, LeasePage, Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterPage,
+    RegisterRefusal,
 };
 use v1::register_operation::Kind;
 
@@ -67,10 +68,23 @@ pub(super) fn register(register: Register) -> v1::Register {
 }
 
 /// Writes a page of registers.
-pub(super) fn page(page: RegisterPage, applied_index: u64) -> v1::RegisterListResponse {
+pub(super) fn page(page: RegisterPage, revision: u64) -> v1::RegisterListResponse {
     let RegisterPage { registers, more } = page;
     let registers = registers.into_iter().map(register).collect();
-    v1::RegisterListResponse { registers, more, applied_index, leader: None }
+    v1::RegisterListResponse { registers, more, revision, leader: None }
+}
+
+/// Writes a page of leases, at this lease time.
+pub(super) fn leases(page: LeasePage, now_ms: u64) -> v1::LeaseListResponse {
+    let LeasePage { leases, more } = page;
+    let lease = |HeldLease { id, ttl_ms, due_ms, keys }: HeldLease| v1::LeaseInfo {
+        id,
+        ttl_ms,
+        // One that was kept alive since then has no more than its whole time.
+        left_ms: due_ms.saturating_sub(now_ms).min(ttl_ms),
+        keys: keys.into_iter().map(Into::into).collect(),
+    };
+    v1::LeaseListResponse { leases: leases.into_iter().map(lease).collect(), more, leader: None }
 }
 
 /// Writes a change.

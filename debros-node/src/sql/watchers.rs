@@ -5,13 +5,14 @@
 //! ```
 //!
 //! There is no queue per watcher: each has a place in the one memory, and one that falls out of it is told so.
-//! Changes of one entry stay together, so a place is a log index.
+//! Changes of one entry stay together, so a place is a revision: the number of an entry.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use debros_proto::{limits, v1};
+use debros_sqlite::LeaseTime;
 use tokio::sync::watch;
 
 /// What is remembered.
@@ -19,13 +20,15 @@ use tokio::sync::watch;
 struct Memory {
     changes: VecDeque<v1::RegisterChange>,
     bytes: usize,
-    /// Every change after this index is remembered.
+    /// Every change after this revision is remembered.
     since: u64,
-    /// Everything up to this index has been taken in.
+    /// Everything up to this revision has been taken in.
     revision: u64,
-    log_time_ms: u64,
-    lease_due_ms: Option<u64>,
+    leases: Leases,
 }
+
+/// The lease time at which the next lease is due, and where it stood with the last entry.
+pub(super) type Leases = (Option<u64>, LeaseTime);
 
 type Shared = Arc<Mutex<Memory>>;
 
@@ -68,17 +71,10 @@ impl Recorder {
     }
 
     /// Takes in what a batch changed, once it is committed.
-    pub(super) fn record(
-        &self,
-        revision: u64,
-        log_time_ms: u64,
-        lease_due_ms: Option<u64>,
-        changes: Vec<v1::RegisterChange>,
-    ) {
+    pub(super) fn record(&self, revision: u64, leases: Leases, changes: Vec<v1::RegisterChange>) {
         let mut memory = lock(&self.memory);
         memory.revision = revision;
-        memory.log_time_ms = log_time_ms;
-        memory.lease_due_ms = lease_due_ms;
+        memory.leases = leases;
         if changes.is_empty() {
             return;
         }
@@ -92,10 +88,9 @@ impl Recorder {
     }
 
     /// Forgets everything: the state was replaced as a whole.
-    pub(super) fn restart(&self, revision: u64, log_time_ms: u64, lease_due_ms: Option<u64>) {
+    pub(super) fn restart(&self, revision: u64, leases: Leases) {
         let changes = VecDeque::new();
-        *lock(&self.memory) =
-            Memory { changes, bytes: 0, since: revision, revision, log_time_ms, lease_due_ms };
+        *lock(&self.memory) = Memory { changes, bytes: 0, since: revision, revision, leases };
         self.newest.send_replace(revision);
     }
 }
@@ -117,7 +112,7 @@ impl Memory {
 }
 
 impl Changes {
-    /// A place after this index; `None` for what comes from now on.
+    /// A place after this revision; `None` for what comes from now on.
     pub(super) fn watch(&self, prefix: Bytes, after: Option<u64>) -> Watcher {
         let (memory, newest) = (self.memory.clone(), self.newest.clone());
         let after = after.unwrap_or_else(|| lock(&memory).revision);
@@ -129,14 +124,14 @@ impl Changes {
         Watcher { lost: true, ..self.watch(prefix, None) }
     }
 
-    /// The log time at which the next lease is due.
-    pub(super) fn lease_due_ms(&self) -> Option<u64> {
-        lock(&self.memory).lease_due_ms
+    /// Everything up to here has been taken in.
+    pub(super) fn revision(&self) -> u64 {
+        lock(&self.memory).revision
     }
 
-    /// The log time of the last entry.
-    pub(super) fn log_time_ms(&self) -> u64 {
-        lock(&self.memory).log_time_ms
+    /// When the next lease is due, and what time it was.
+    pub(super) fn leases(&self) -> Leases {
+        lock(&self.memory).leases
     }
 }
 
@@ -172,7 +167,7 @@ impl Watcher {
 mod tests {
     use debros_proto::{limits, v1};
 
-    use super::{Recorder, Watcher};
+    use super::{Leases, Recorder, Watcher};
 
     fn change(key: &str, version: u64) -> v1::RegisterChange {
         v1::RegisterChange { key: key.to_owned().into(), value: None, version, lease: 0 }
@@ -187,17 +182,17 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_a_log_index_and_goes_on_behind_it() {
+    fn a_place_is_a_revision_and_goes_on_behind_it() {
         let recorder = Recorder::default();
-        recorder.record(3, 0, None, vec![change("a1", 2), change("b", 2), change("a2", 3)]);
+        recorder.record(3, Leases::default(), vec![change("a1", 2), change("b", 2), change("a2", 3)]);
         let mut watcher = watcher(&recorder, 2);
         assert_eq!(versions(&watcher.take()), [3]);
-        recorder.record(9, 0, None, Vec::new());
+        recorder.record(9, Leases::default(), Vec::new());
         let told = watcher.take();
         assert_eq!((versions(&told), told.revision, told.lagged), (vec![], 9, false));
         // A place ahead of this replica waits for it.
         let mut ahead = self::watcher(&recorder, 20);
-        recorder.record(21, 0, None, vec![change("a", 19), change("a", 21)]);
+        recorder.record(21, Leases::default(), vec![change("a", 19), change("a", 21)]);
         let told = ahead.take();
         assert_eq!((versions(&told), told.revision, told.lagged), (vec![21], 21, false));
     }
@@ -205,12 +200,12 @@ mod tests {
     #[test]
     fn whoever_falls_out_of_the_memory_is_told_so() {
         let recorder = Recorder::default();
-        recorder.restart(10, 0, None);
+        recorder.restart(10, Leases::default());
         assert!(watcher(&recorder, 9).take().lagged);
         assert!(!watcher(&recorder, 10).take().lagged);
         let mut slow = watcher(&recorder, 10);
         for version in 11..=11 + limits::CHANGES_REMEMBERED_MAX as u64 {
-            recorder.record(version, 0, None, vec![change("a", version)]);
+            recorder.record(version, Leases::default(), vec![change("a", version)]);
         }
         let told = slow.take();
         assert!(told.lagged && told.changes.is_empty());
@@ -223,11 +218,11 @@ mod tests {
     fn changes_of_one_entry_are_forgotten_together() {
         let recorder = Recorder::default();
         let many = |version| vec![change("a", version); limits::CHANGES_REMEMBERED_MAX / 2 + 1];
-        recorder.record(1, 0, None, many(1));
-        recorder.record(2, 0, None, many(2));
+        recorder.record(1, Leases::default(), many(1));
+        recorder.record(2, Leases::default(), many(2));
         assert!(watcher(&recorder, 0).take().lagged);
         assert_eq!(watcher(&recorder, 1).take().changes.len(), limits::CHANGES_REMEMBERED_MAX / 2 + 1);
-        recorder.record(3, 0, None, [many(3), many(3)].concat());
+        recorder.record(3, Leases::default(), [many(3), many(3)].concat());
         assert!(watcher(&recorder, 2).take().lagged, "an entry larger than the memory");
     }
 
@@ -235,7 +230,7 @@ mod tests {
     async fn a_watcher_hears_of_changes_and_of_the_end() {
         let recorder = Recorder::default();
         let mut watcher = watcher(&recorder, 0);
-        recorder.record(1, 0, None, vec![change("a", 1)]);
+        recorder.record(1, Leases::default(), vec![change("a", 1)]);
         assert_eq!(versions(&watcher.next().await.unwrap()), [1]);
         drop(recorder);
         assert!(watcher.next().await.is_none());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use debros_node::service::Principal;
-use debros_proto::v1;
+use debros_proto::{ErrorCode, v1};
 use debros_sdk::{
     Client, Database, ErrorKind, Lock, RegisterEvent, RegisterListOptions, RegisterPutOptions, RegisterWatch,
     Registers, conformance, params,
@@ -153,6 +153,51 @@ async fn a_repeated_write_is_applied_once_and_gives_the_first_answer() {
     assert_eq!(&*client.registers().get(b"n").await.unwrap().unwrap().value, b"5");
     client.close().await;
     cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_known_of_a_dropped_database_fits_the_next_one_of_its_name() {
+    let cluster = Cluster::of(3).await;
+    let client = cluster.client_of_all("app").await;
+    let registers = client.registers();
+    let version = registers.put(b"key", b"old").await.unwrap();
+    let lease = registers.grant_lease(Duration::from_secs(3600)).await.unwrap();
+    let revision = registers.list(b"", RegisterListOptions::default()).await.unwrap().revision;
+    let header = || Some(v1::RequestHeader { namespace: "app".to_owned(), ..Default::default() });
+    let open = v1::OpenSessionRequest { header: header(), database: String::new() };
+    let session = cluster.node(0).node.databases().open_session(&Principal::Http, open).await.unwrap().id;
+    client.drop_database("default", false).await.unwrap();
+    // As much as was done to the old one, and more, so that every number of it would have come again.
+    let mut versions = Vec::new();
+    for _ in 0..20 {
+        versions.push(eventually_put(&registers, b"key").await);
+        registers.grant_lease(Duration::from_secs(3600)).await.unwrap();
+    }
+    assert!(versions[0] > session.max(lease.id.0).max(version), "{versions:?}");
+    assert!(registers.compare_and_set(b"key", version, b"stale").await.unwrap().is_err());
+    let leased = registers.put_with(b"key", b"stale", RegisterPutOptions::lease(lease.id)).await;
+    assert_eq!(leased.unwrap_err().kind(), ErrorKind::NotFound);
+    let increment = Kind::Increment(v1::RegisterIncrement { key: "n".into(), delta: 5 });
+    let write = v1::RegisterWriteRequest {
+        header: header(),
+        operation: Some(v1::RegisterOperation { kind: Some(increment) }),
+        session: Some(v1::WriteSession { id: session, sequence: 1, acknowledged: 0 }),
+    };
+    let refused = cluster.node(0).node.registers().write(&Principal::Http, write).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::SessionExpired, "{refused}");
+    let mut watch = registers.watch(b"", Some(revision)).await.unwrap();
+    let event = timeout(DEADLINE, watch.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(event, RegisterEvent::Lagged { .. }), "{event:?}");
+    drop(watch);
+    client.close().await;
+    cluster.shutdown().await;
+}
+
+async fn eventually_put(registers: &dyn Registers, key: &[u8]) -> u64 {
+    eventually("the new database takes a write", async || {
+        registers.put(key, b"new").await.map_err(|error| error.to_string())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

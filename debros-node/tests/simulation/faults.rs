@@ -66,6 +66,11 @@ impl Faults {
         Self { draw: Self::draw_of_storage, ..self }
     }
 
+    /// Also those of clocks, by which leases must not go.
+    pub(crate) fn of_registers(self) -> Self {
+        Self { draw: Self::draw_of_registers, ..self }
+    }
+
     /// A node is there no more.
     pub(crate) fn node_leaves(&mut self, node: usize) {
         self.gone = Some(node);
@@ -142,6 +147,24 @@ impl Faults {
             13 => self.two_down(now, end, victim),
             _ if !self.forgot => self.forget(now, leader),
             _ => self.stalled_disk(now, end, victim),
+        }
+    }
+
+    fn draw_of_registers(&mut self, now: Duration, board: &Board) {
+        if !self.dice.once_in(3) {
+            return self.draw(now, board);
+        }
+        let anyone = self.dice.below(self.nodes as u64) as usize;
+        let leader = board.leader(&format!("{APPLICATION}/default")).unwrap_or(anyone);
+        let node = if self.dice.once_in(4) { anyone } else { leader };
+        let end = now + self.dice.milliseconds(LASTS_LONG_MS.0, LASTS_LONG_MS.1);
+        self.wrong_clock(now, end, node);
+        // Half of them hand over, or die, while their clock is wrong.
+        let gone = now + self.dice.milliseconds(LASTS_MS.0, LASTS_MS.1);
+        match self.dice.below(4) {
+            0 => self.ordered_stop(gone, end, node),
+            1 => self.down(gone, end, node, None),
+            _ => {}
         }
     }
 

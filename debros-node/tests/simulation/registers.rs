@@ -3,7 +3,10 @@
 //! Workers change keys that they share: each key's history must be [linearizable](crate::linearizability). A key
 //! is used for a few seconds only, so that what was left without an answer does not add up. A watcher writes down
 //! what it is told: in order, nothing that nobody wrote, nothing missing that was acknowledged. Holders take turns
-//! at a lock: never two at a time, each with a greater token.
+//! at a lock: never two at a time, each with a greater token. A lender waits for its leases to end ([`leases`]).
+//! Clocks are set forward and back by up to an hour meanwhile.
+
+mod leases;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,9 +30,11 @@ const WORKERS: usize = 3;
 const HOLDERS: usize = 2;
 const WORKER_DICE: u64 = 500;
 const HOLDER_DICE: u64 = 600;
+const LENDER_DICE: u64 = 700;
 /// The numbers of the clients, beside the founder's.
 const WATCHER: usize = 10;
 const FIRST_HOLDER: usize = 11;
+const LENDER: usize = FIRST_HOLDER + HOLDERS;
 /// Keys that are in use at a time: few, so that workers meet.
 const KEYS: u64 = 3;
 /// A key is in use for so long.
@@ -92,6 +97,9 @@ impl Crew {
             world.client(&name, hold(number, nodes, end, dice, world.history().clone(), seen.clone()));
             names.push(name);
         }
+        let (dice, history) = (Dice::new(seed, LENDER_DICE), world.history().clone());
+        world.client("lender", leases::lend(LENDER, nodes, end, dice, history, seen.clone()));
+        names.push("lender".to_owned());
         world.client("watcher", watch(nodes, world.history().clone(), seen.clone()));
         names.push("watcher".to_owned());
         names

@@ -179,6 +179,9 @@ impl Run {
     fn work(&mut self, begin: Duration, end: Duration, clients: &[String]) -> Result<(), String> {
         let mut faults =
             Faults::new(self.options.seed, NODES, clients.to_vec(), begin + Duration::from_secs(1));
+        if self.options.scenario == Scenario::Registers {
+            faults = faults.of_registers();
+        }
         while self.world.elapsed() < end {
             for action in faults.due(self.world.elapsed(), self.world.board()) {
                 self.world.act(&action);

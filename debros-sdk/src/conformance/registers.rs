@@ -7,7 +7,8 @@ use tokio::time::timeout;
 
 use crate::error::ErrorKind;
 use crate::registers::{
-    Conflict, Register, RegisterEvent, RegisterListOptions, RegisterPutOptions, RegisterWatch, Registers,
+    Conflict, LeaseInfo, LeaseListOptions, Register, RegisterEvent, RegisterListOptions, RegisterPutOptions,
+    RegisterWatch, Registers,
 };
 
 /// What is to come comes within this time, on a slow machine too.
@@ -128,7 +129,48 @@ async fn leases(registers: &dyn Registers) {
         let error = result.expect_err("the lease has ended");
         assert_eq!((error.kind(), error.maybe_applied()), (ErrorKind::NotFound, false), "{error}");
     }
+    listed(registers).await;
     expiring(registers).await;
+}
+
+/// Leases are listed with what is left of them and the keys that go with them, page by page.
+async fn listed(registers: &dyn Registers) {
+    let mut held = Vec::new();
+    for keys in [&["b", "a"][..], &[], &["c"]] {
+        let lease = registers.grant_lease(TTL).await.expect("a lease").id;
+        for key in keys {
+            let key = format!("conformance/listed/{key}");
+            let put = registers.put_with(key.as_bytes(), b"", RegisterPutOptions::lease(lease)).await;
+            put.expect("a write");
+        }
+        held.push(lease);
+    }
+    let (mut found, mut options) = (Vec::new(), LeaseListOptions { limit: Some(2), after: None });
+    loop {
+        let page = registers.list_leases(options).await.expect("a page");
+        assert!(page.leases.len() <= 2);
+        found.extend(page.leases);
+        options.after = page.next;
+        if options.after.is_none() {
+            break;
+        }
+    }
+    assert!(found.is_sorted_by_key(|lease| lease.id), "{found:?}");
+    let mine: Vec<&LeaseInfo> = found.iter().filter(|lease| held.contains(&lease.id)).collect();
+    let keys: Vec<Vec<&[u8]>> =
+        mine.iter().map(|lease| lease.keys.iter().map(|key| &**key).collect()).collect();
+    let expected: [&[&[u8]]; 3] =
+        [&[b"conformance/listed/a", b"conformance/listed/b"], &[], &[b"conformance/listed/c"]];
+    assert_eq!(keys, expected);
+    assert!(
+        mine.iter().all(|lease| lease.ttl == TTL && lease.left <= TTL && !lease.left.is_zero()),
+        "{mine:?}"
+    );
+    for lease in &held {
+        registers.revoke_lease(*lease).await.expect("an end");
+    }
+    let left = registers.list_leases(LeaseListOptions::default()).await.expect("a page");
+    assert!(left.leases.iter().all(|lease| !held.contains(&lease.id)), "{left:?}");
 }
 
 /// A lease that is not kept alive ends by itself, and those who watch are told.
@@ -186,6 +228,8 @@ async fn mistakes(registers: &dyn Registers) {
     let long = vec![b'k'; limits::REGISTER_KEY_BYTES_MAX + 1];
     let large = vec![0; limits::REGISTER_VALUE_BYTES_MAX + 1];
     let too_many = RegisterListOptions { limit: Some(limits::REGISTERS_PER_PAGE_MAX + 1), after: None };
+    let many_leases = LeaseListOptions { limit: Some(limits::LEASES_PER_PAGE_MAX + 1), after: None };
+    let no_leases = LeaseListOptions { limit: Some(0), after: None };
     let none = RegisterListOptions { limit: Some(0), after: None };
     let cases = [
         (registers.get(b"").await.map(drop), ErrorKind::InvalidArgument),
@@ -195,6 +239,8 @@ async fn mistakes(registers: &dyn Registers) {
         (registers.put(b"conformance/large", &large).await.map(drop), ErrorKind::LimitExceeded),
         (registers.list(&long, RegisterListOptions::default()).await.map(drop), ErrorKind::LimitExceeded),
         (registers.list(b"", too_many).await.map(drop), ErrorKind::LimitExceeded),
+        (registers.list_leases(many_leases).await.map(drop), ErrorKind::LimitExceeded),
+        (registers.list_leases(no_leases).await.map(drop), ErrorKind::InvalidArgument),
         (registers.list(b"", none).await.map(drop), ErrorKind::InvalidArgument),
         (registers.watch(&long, None).await.map(drop), ErrorKind::LimitExceeded),
         (registers.grant_lease(Duration::ZERO).await.map(drop), ErrorKind::InvalidArgument),

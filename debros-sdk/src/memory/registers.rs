@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use debros_proto::{Failure, limits, v1};
 use debros_sqlite::{
-    EntryOutcome, Operation, RegisterChange, RegisterOperation, RegisterOutcome, RegisterQuery,
-    RegisterRefusal, RegisterWrite,
+    EntryOutcome, HeldLease, LeaseQuery, Operation, RegisterChange, RegisterOperation, RegisterOutcome,
+    RegisterQuery, RegisterRefusal, RegisterWrite,
 };
 use futures::stream;
 use tokio::sync::watch;
@@ -16,11 +16,12 @@ use tokio::time::sleep;
 use v1::register_operation::Kind;
 use v1::register_outcome::Kind as Outcome;
 
-use super::{MemoryDatabase, State, broken, environment};
+use super::{MemoryDatabase, State, broken};
 use crate::error::Error;
 use crate::registers::{
-    Conflict, Counter, Lease, LeaseId, Register, RegisterListOptions, RegisterPage, RegisterPutOptions,
-    RegisterWatch, Registers, Told, list_request, operation, outcome, settled,
+    Conflict, Counter, Lease, LeaseId, LeaseInfo, LeaseListOptions, LeasePage, Register, RegisterListOptions,
+    RegisterPage, RegisterPutOptions, RegisterWatch, Registers, Told, lease_list_request, list_request,
+    operation, outcome, settled,
 };
 
 /// Registers in memory; clones share them. Leases go by this machine's clock.
@@ -77,12 +78,7 @@ impl MemoryRegisters {
     /// The state, with the leases ended that are due.
     fn state(&self) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state
-            .writer
-            .next_lease_due_ms()
-            .map_err(broken)?
-            .is_some_and(|due| due <= environment().unix_ms)
-        {
+        while state.lease_due_in()?.is_some_and(|wait| wait.is_zero()) {
             apply(&mut state, RegisterOperation::ExpireLeases)?;
         }
         Ok(state)
@@ -102,8 +98,7 @@ impl MemoryRegisters {
         after: u64,
     ) -> Result<(v1::RegisterWatchResponse, Option<Duration>), Error> {
         let mut state = self.state()?;
-        let due = state.writer.next_lease_due_ms().map_err(broken)?;
-        let wait = due.map(|due| Duration::from_millis(due.saturating_sub(environment().unix_ms).max(1)));
+        let wait = state.lease_due_in()?.map(|wait| wait.max(Duration::from_millis(1)));
         Ok((state.remembered.after(prefix, after), wait))
     }
 
@@ -213,6 +208,24 @@ impl Registers for MemoryRegisters {
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, Error> {
         outcome::revoked(self.write(operation::revoke(lease))?)
+    }
+
+    async fn list_leases(&self, options: LeaseListOptions) -> Result<LeasePage, Error> {
+        let v1::LeaseListRequest { header: _, after, limit } = lease_list_request(options)?;
+        let query = LeaseQuery { after, limit: limit as usize, bytes_max: limits::REGISTER_PAGE_BYTES_MAX };
+        let mut state = self.state()?;
+        let now_ms = state.lease_now_ms();
+        let page = state.writer.list_leases(query).map_err(broken)?;
+        drop(state);
+        let lease = |lease: HeldLease| LeaseInfo {
+            id: LeaseId(lease.id),
+            ttl: Duration::from_millis(lease.ttl_ms),
+            left: Duration::from_millis(lease.due_ms.saturating_sub(now_ms)),
+            keys: lease.keys.into_iter().map(Into::into).collect(),
+        };
+        let leases: Vec<LeaseInfo> = page.leases.into_iter().map(lease).collect();
+        let next = leases.last().filter(|_| page.more).map(|last| last.id);
+        Ok(LeasePage { leases, next })
     }
 }
 

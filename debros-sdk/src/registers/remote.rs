@@ -9,8 +9,9 @@ use debros_proto::{DatabaseName, registers, v1};
 use v1::register_operation::Kind;
 
 use super::{
-    Conflict, Counter, Lease, LeaseId, Register, RegisterListOptions, RegisterPage, RegisterPutOptions,
-    RegisterWatch, Registers, from_wire, list_request, operation, outcome, page, settled, watch,
+    Conflict, Counter, Lease, LeaseId, LeaseListOptions, LeasePage, Register, RegisterListOptions,
+    RegisterPage, RegisterPutOptions, RegisterWatch, Registers, from_wire, lease_list_request, lease_page,
+    list_request, operation, outcome, page, settled, watch,
 };
 use crate::call::{Failed, Plan, Target};
 use crate::client::Client;
@@ -127,5 +128,15 @@ impl Registers for RemoteRegisters {
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, Error> {
         outcome::revoked(self.write(operation::revoke(lease)).await?)
+    }
+
+    async fn list_leases(&self, options: LeaseListOptions) -> Result<LeasePage, Error> {
+        let shared = self.client.shared();
+        shared.check_open()?;
+        let request = lease_list_request(options)?;
+        let answer = shared.call(&self.plan_read(), &request, rpc::lease_list).await;
+        let answer = answer.map_err(Failed::into_read_error)?;
+        self.learn(answer.value.leader.as_ref(), answer.rough);
+        Ok(lease_page(answer.value))
     }
 }

@@ -41,7 +41,7 @@ pub enum RegisterEvent {
     Deleted {
         /// The key.
         key: Bytes,
-        /// The log index of the deletion: greater than every version the key had.
+        /// That of the deletion: greater than every version the key had.
         version: u64,
     },
     /// Changes were missed: list the keys again. What comes next comes after `revision`.

@@ -2,7 +2,7 @@
 
 use crate::connection::Connection;
 use crate::prepared::Prepared;
-use crate::{Fault, Register, RegisterPage, RegisterQuery, Value};
+use crate::{Fault, HeldLease, LeasePage, LeaseQuery, Register, RegisterPage, RegisterQuery, Value};
 
 const DURING: &str = "reading registers";
 
@@ -11,6 +11,7 @@ const DURING: &str = "reading registers";
 pub(crate) struct RegisterReads {
     find: Prepared,
     list: Prepared,
+    leases: Prepared,
 }
 
 /// Whether this database has registers.
@@ -34,6 +35,12 @@ impl RegisterReads {
             find: prepare("SELECT key, value, version, lease FROM _debros_register WHERE key = ?1")?,
             list: prepare(
                 "SELECT key, value, version, lease FROM _debros_register WHERE key >= ?1 ORDER BY key",
+            )?,
+            // One statement, so that leases and keys are of one moment.
+            leases: prepare(
+                "SELECT l.id, l.ttl_ms, l.expires_ms, r.key FROM _debros_lease l \
+                 LEFT JOIN _debros_register r INDEXED BY _debros_register_by_lease \
+                 ON r.lease = l.id AND r.lease > 0 WHERE l.id > ?1 ORDER BY l.id, r.key",
             )?,
         })
     }
@@ -65,6 +72,33 @@ impl RegisterReads {
             let register = register(row);
             bytes += register.key.len() + register.value.len();
             page.registers.push(register);
+            true
+        })?;
+        Ok(page)
+    }
+}
+
+impl RegisterReads {
+    pub(crate) fn leases(&mut self, connection: &Connection, query: LeaseQuery) -> Result<LeasePage, Fault> {
+        let LeaseQuery { after, limit, bytes_max } = query;
+        let mut page = LeasePage::default();
+        let mut bytes = 0;
+        connection.run_while(DURING, &mut self.leases, &[super::store::integer(after)], |row| {
+            let id = super::store::number(row, 0);
+            if page.leases.last().is_none_or(|last| last.id != id) {
+                if page.leases.len() >= limit || bytes >= bytes_max {
+                    page.more = true;
+                    return false;
+                }
+                let (ttl_ms, due_ms) = (super::store::number(row, 1), super::store::number(row, 2));
+                page.leases.push(HeldLease { id, ttl_ms, due_ms, keys: Vec::new() });
+            }
+            let (key, lease) = (row.column_bytes(3), page.leases.last_mut().expect("just pushed"));
+            // No key is empty: nothing goes with the lease.
+            if !key.is_empty() {
+                bytes += key.len();
+                lease.keys.push(key.to_vec());
+            }
             true
         })?;
         Ok(page)

@@ -21,9 +21,9 @@ const CREATE: &str = "
 /// When an operation is applied.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
-    /// The entry.
-    pub(crate) index: u64,
-    /// Its log time.
+    /// The entry's number.
+    pub(crate) number: u64,
+    /// Its lease time.
     pub(crate) now_ms: u64,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn number(row: &Prepared, column: i32) -> u64 {
     u64::try_from(row.column_integer(column)).unwrap_or(0)
 }
 
-fn integer(number: u64) -> Value {
+pub(super) fn integer(number: u64) -> Value {
     Value::Integer(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
@@ -115,7 +115,7 @@ impl RegisterStore {
         self.next_due_ms = None;
     }
 
-    /// The log time at which the next lease is due.
+    /// The lease time at which the next lease is due.
     pub(crate) fn next_due_ms(&mut self, connection: &Connection) -> Result<Option<u64>, Fault> {
         if let Some(known) = self.next_due_ms {
             return Ok(known);
@@ -176,7 +176,7 @@ impl Work<'_> {
             return Ok(RegisterOutcome::Refused(RegisterRefusal::TooManyOfLease(max)));
         }
         self.set(key, value, lease)?;
-        Ok(RegisterOutcome::Written { version: self.moment.index })
+        Ok(RegisterOutcome::Written { version: self.moment.number })
     }
 
     fn delete(&mut self, key: &[u8], expected: Option<u64>) -> Result<RegisterOutcome, Fault> {
@@ -206,7 +206,7 @@ impl Work<'_> {
             return Ok(RegisterOutcome::Refused(RegisterRefusal::Overflow { value, delta }));
         };
         self.set(key, sum.to_string().as_bytes(), lease)?;
-        Ok(RegisterOutcome::Incremented { value: sum, version: self.moment.index })
+        Ok(RegisterOutcome::Incremented { value: sum, version: self.moment.number })
     }
 
     fn grant(&mut self, ttl_ms: u64) -> Result<RegisterOutcome, Fault> {
@@ -216,11 +216,11 @@ impl Work<'_> {
         if alive >= max as u64 {
             return Ok(RegisterOutcome::Refused(RegisterRefusal::TooManyLeases(max)));
         }
-        let Moment { index, now_ms } = self.moment;
-        let values = [integer(index), integer(now_ms.saturating_add(ttl_ms)), integer(ttl_ms)];
+        let Moment { number, now_ms } = self.moment;
+        let values = [integer(number), integer(now_ms.saturating_add(ttl_ms)), integer(ttl_ms)];
         self.run(|store| &mut store.grant, &values)?;
         self.store.next_due_ms = None;
-        Ok(RegisterOutcome::Lease { id: index, ttl_ms })
+        Ok(RegisterOutcome::Lease { id: number, ttl_ms })
     }
 
     fn keep_alive(&mut self, lease: u64) -> Result<RegisterOutcome, Fault> {
@@ -267,7 +267,7 @@ impl Work<'_> {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8], lease: u64) -> Result<(), Fault> {
-        let version = self.moment.index;
+        let version = self.moment.number;
         let values = [blob(key), blob(value), integer(version), integer(lease)];
         self.run(|store| &mut store.put, &values)?;
         self.changes.push(RegisterChange { key: key.to_vec(), value: Some(value.to_vec()), version, lease });
@@ -307,7 +307,7 @@ impl Work<'_> {
     }
 
     fn deletion(&self, key: Vec<u8>, lease: u64) -> RegisterChange {
-        RegisterChange { key, value: None, version: self.moment.index, lease }
+        RegisterChange { key, value: None, version: self.moment.number, lease }
     }
 
     fn run(

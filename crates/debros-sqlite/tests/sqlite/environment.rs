@@ -56,6 +56,7 @@ fn log_time_never_goes_back_and_moves_by_bounded_steps() {
     let stamped = |index, unix_ms| BatchEntry {
         index,
         environment: debros_sqlite::EntryEnvironment { unix_ms, ..environment(index) },
+        stamp: debros_sqlite::Stamp::default(),
         operation: Operation::Write(each(&["SELECT 1"])),
     };
     replica.apply(&[stamped(1, START_MS)]);

@@ -108,7 +108,13 @@ fn entries(operations: Vec<Operation>) -> Vec<BatchEntry> {
     let mut entries = vec![write(1, each(SCHEMA)), entry(2, Operation::OpenSession { lifetime_ms: 0 })];
     for (index, operation) in (3..).zip(operations) {
         let environment = EntryEnvironment { step_budget: 20_000, ..environment(index) };
-        entries.push(BatchEntry { index, environment, operation });
+        // Of several versions, one after another.
+        let stamp = debros_sqlite::Stamp {
+            numbers_from: index % 3 * 1_000_000,
+            clock: index / 7 % 3,
+            clock_ms: index * 1000,
+        };
+        entries.push(BatchEntry { index, environment, stamp, operation });
     }
     entries
 }

@@ -1,8 +1,9 @@
 //! Registers: versions, conditions, leases, and that replicas agree on them.
 
 use debros_sqlite::{
-    AppliedEntry, BatchEntry, EntryOutcome, Operation, Options, Reader, Register, RegisterChange,
-    RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal, RegisterWrite, SessionWrite, Writer,
+    AppliedEntry, BatchEntry, EntryEnvironment, EntryOutcome, HeldLease, LeaseQuery, Operation, Options,
+    Reader, Register, RegisterChange, RegisterOperation, RegisterOutcome, RegisterQuery, RegisterRefusal,
+    RegisterWrite, SessionWrite, Stamp, Writer,
 };
 
 use crate::replica::{Replica, START_MS, each, encode, entry, write};
@@ -50,7 +51,7 @@ fn all(prefix: &str, after: &str, limit: usize) -> RegisterQuery {
 }
 
 #[test]
-fn a_version_is_the_index_that_set_it_and_grows_across_a_deletion() {
+fn a_version_is_the_number_that_set_it_and_grows_across_a_deletion() {
     let mut replica = Replica::in_memory();
     assert_eq!(replica.writer.get_register(b"k").unwrap(), None);
     assert_eq!(run(&mut replica, put("k", "a", 0, Some(0))), RegisterOutcome::Written { version: 1 });
@@ -68,6 +69,63 @@ fn a_version_is_the_index_that_set_it_and_grows_across_a_deletion() {
         RegisterOutcome::Conflict { version: 0, value: None }
     );
     assert_eq!(run(&mut replica, put("k", "c", 0, Some(0))), RegisterOutcome::Written { version: 8 });
+}
+
+#[test]
+fn numbers_begin_where_entries_say_and_never_go_back() {
+    const FROM: u64 = 5 << 40;
+    let mut replica = Replica::in_memory();
+    assert_eq!(run(&mut replica, set("k", "before")), RegisterOutcome::Written { version: 1 });
+    let stamp = |entry: BatchEntry, numbers_from| BatchEntry {
+        stamp: Stamp { numbers_from, ..Stamp::default() },
+        ..entry
+    };
+    let applied = replica.apply(&[
+        stamp(entry(2, Operation::OpenSession { lifetime_ms: 0 }), FROM),
+        stamp(register(3, RegisterOperation::GrantLease { ttl_ms: 1000 }), FROM),
+        // Of a leader of an older version.
+        register(4, set("k", "after")),
+    ]);
+    assert!(matches!(applied[0].outcome, EntryOutcome::SessionOpened { session, .. } if session == FROM + 2));
+    let lease = RegisterOutcome::Lease { id: FROM + 3, ttl_ms: 1000 };
+    assert_eq!(applied[1].outcome, EntryOutcome::Register(lease));
+    let written = RegisterOutcome::Written { version: FROM + 4 };
+    assert_eq!(applied[2].outcome, EntryOutcome::Register(written));
+    assert_eq!((replica.writer.revision(), replica.writer.applied_index()), (FROM + 4, 4));
+    assert_eq!(replica.writer.get_register(b"k").unwrap().unwrap().version, FROM + 4);
+    let session = Some(SessionWrite { session: FROM + 2, sequence: 1, acknowledged: 0 });
+    let write = RegisterWrite { operation: put("k", "last", FROM + 3, Some(FROM + 4)), session };
+    let applied = replica.apply(&[entry(5, Operation::Register(write))]);
+    let written = RegisterOutcome::Written { version: FROM + 5 };
+    assert_eq!(applied[0].outcome, EntryOutcome::Register(written));
+}
+
+#[test]
+fn a_lease_goes_by_steady_clocks_whatever_the_time_of_day() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut replica = Replica::in_memory();
+    let mut at = |unix_ms: u64, (clock, clock_ms): (u64, u64), operation: RegisterOperation| {
+        let entry = register(replica.writer.applied_index() + 1, operation);
+        let environment = EntryEnvironment { unix_ms, ..entry.environment };
+        let stamp = Stamp { clock, clock_ms, numbers_from: 0 };
+        match replica.apply(&[BatchEntry { environment, stamp, ..entry }]).remove(0).outcome {
+            EntryOutcome::Register(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    };
+    let grant = || RegisterOperation::GrantLease { ttl_ms: 2_000 };
+    let expired = |leases| RegisterOutcome::Expired { leases };
+    let start = START_MS;
+    assert_eq!(at(start, (7, 500), grant()), RegisterOutcome::Lease { id: 1, ttl_ms: 2_000 });
+    // An hour ahead, and so is log time; then as it should be again.
+    assert_eq!(at(start + HOUR_MS, (7, 1_000), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start + 1_900, (7, 2_499), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start + 2_000, (7, 2_500), RegisterOperation::ExpireLeases), expired(1));
+    // Another leader, with a clock that began at another time.
+    assert_eq!(at(start, (7, 2_600), grant()), RegisterOutcome::Lease { id: 5, ttl_ms: 2_000 });
+    assert_eq!(at(start, (9, 900_000), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start, (9, 901_999), RegisterOperation::ExpireLeases), expired(0));
+    assert_eq!(at(start, (9, 902_000), RegisterOperation::ExpireLeases), expired(1));
 }
 
 #[test]
@@ -164,6 +222,33 @@ fn a_revoked_lease_ends_at_once() {
     let (outcome, changes) = applied(&mut replica, RegisterOperation::RevokeLease { lease: 1 });
     assert_eq!((outcome, changes.len()), (RegisterOutcome::Revoked { keys: 2 }, 2));
     assert!(replica.writer.list_registers(&all("", "", 10)).unwrap().registers.is_empty());
+}
+
+#[test]
+fn leases_are_listed_with_their_keys_in_pages() {
+    let mut replica = Replica::in_memory();
+    let list = |replica: &mut Replica, after, limit, bytes_max| {
+        let page = replica.writer.list_leases(LeaseQuery { after, limit, bytes_max }).expect("no fault");
+        let keys = |lease: &HeldLease| -> Vec<String> {
+            lease.keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect()
+        };
+        (page.leases.iter().map(|lease| (lease.id, keys(lease))).collect::<Vec<_>>(), page.more)
+    };
+    assert_eq!(list(&mut replica, 0, 10, 100), (vec![], false));
+    for ttl_ms in [5_000, 6_000, 7_000] {
+        run(&mut replica, RegisterOperation::GrantLease { ttl_ms });
+    }
+    for (key, lease) in [("c", 1), ("a", 1), ("b", 3), ("other", 0)] {
+        run(&mut replica, put(key, "", lease, None));
+    }
+    let (one, two, three) = ((1, vec!["a".into(), "c".into()]), (2, vec![]), (3, vec!["b".into()]));
+    let all = vec![one.clone(), two.clone(), three.clone()];
+    assert_eq!(list(&mut replica, 0, 10, 100), (all, false));
+    assert_eq!(list(&mut replica, 0, 2, 100), (vec![one.clone(), two.clone()], true));
+    assert_eq!(list(&mut replica, 2, 2, 100), (vec![three], false));
+    assert_eq!(list(&mut replica, 0, 10, 1), (vec![one], true));
+    let lease = replica.writer.list_leases(LeaseQuery { after: 1, limit: 1, bytes_max: 1 }).unwrap();
+    assert_eq!((lease.leases[0].ttl_ms, lease.leases[0].due_ms), (6_000, START_MS + 2_000 + 6_000));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use debros_sqlite::{
     AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, ErrorClass, Operation, Options,
-    SessionWrite, SqlError, Statement, StatementOutcome, Value, Write, Writer,
+    SessionWrite, SqlError, Stamp, Statement, StatementOutcome, Value, Write, Writer,
 };
 
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
@@ -16,7 +16,7 @@ pub(crate) fn environment(index: u64) -> EntryEnvironment {
 }
 
 pub(crate) fn entry(index: u64, operation: Operation) -> BatchEntry {
-    BatchEntry { index, environment: environment(index), operation }
+    BatchEntry { index, environment: environment(index), stamp: Stamp::default(), operation }
 }
 
 pub(crate) fn write(index: u64, write: Write) -> BatchEntry {

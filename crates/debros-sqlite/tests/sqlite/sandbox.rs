@@ -1,7 +1,8 @@
 //! What statements are refused, and that refusing leaves no mark.
 
 use debros_sqlite::{
-    EntryOutcome, ErrorClass, Options, Parameters, Statement, StatementOutcome, Value, Write, Writer,
+    BatchEntry, EntryOutcome, ErrorClass, Operation, Options, Parameters, RegisterOperation, RegisterOutcome,
+    RegisterRefusal, RegisterWrite, SessionWrite, Statement, StatementOutcome, Value, Write, Writer,
 };
 
 use crate::replica::{Replica, STEPS, each, entry, environment, write};
@@ -262,6 +263,80 @@ fn the_size_of_the_database_is_limited_alike_everywhere() {
         matches!(&at_once[11], EntryOutcome::Executed(outcomes) if outcomes.iter().all(|outcome| outcome.error().is_none()))
     );
     assert_eq!(together.hash(), alone.hash());
+}
+
+/// A database of 4 MiB, and its limit far below that: then what is done to it.
+fn over_its_limit() -> Vec<BatchEntry> {
+    let fill = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 1000) \
+                INSERT INTO t SELECT x, zeroblob(4000) FROM c";
+    let register = |operation| Operation::Register(RegisterWrite { operation, session: None });
+    let put = |value: &str| RegisterOperation::Put {
+        key: b"k".to_vec(),
+        value: value.into(),
+        lease: 0,
+        expected: None,
+    };
+    let mut operations = vec![
+        Operation::Write(each(&["CREATE TABLE t (id INTEGER PRIMARY KEY, a)", fill])),
+        register(put("small")),
+        Operation::SetLimits { max_bytes: 1 << 20 },
+        Operation::Write(each(&["INSERT INTO t VALUES (5000, zeroblob(40000))"])),
+        register(put(&"large".repeat(10_000))),
+        // Of one statement more than the overshoot: SQLite itself stops it.
+        Operation::Write(each(&["INSERT INTO t SELECT id + 9000, a FROM t"])),
+    ];
+    // The hidden tables grow by far more than a page.
+    for _ in 0..20 {
+        operations.push(Operation::OpenSession { lifetime_ms: 0 });
+        let session = operations.len() as u64;
+        operations.extend((1..=100).map(|sequence| {
+            let session = Some(SessionWrite { session, sequence, acknowledged: 0 });
+            Operation::Write(Write { session, ..each(&["UPDATE t SET a = 1 WHERE id = 5001"]) })
+        }));
+    }
+    operations.push(register(RegisterOperation::Delete { key: b"k".to_vec(), expected: None }));
+    operations.push(Operation::Write(each(&["DELETE FROM t WHERE id > 10"])));
+    operations.push(Operation::Write(each(&["INSERT INTO t VALUES (5000, zeroblob(40000))"])));
+    (1..).zip(operations).map(|(index, operation)| entry(index, operation)).collect()
+}
+
+#[test]
+fn a_limit_far_below_the_size_refuses_growth_and_nothing_else() {
+    let options = Options { overshoot_bytes: 1 << 20, ..Options::default() };
+    let entries = over_its_limit();
+    let folder = tempfile::tempdir().expect("a folder");
+    let outcomes = |name: &str, batch: usize, reopened: bool| {
+        let path = folder.path().join(name);
+        let open = || Replica { writer: Writer::open(&path, options.clone()).expect("opens") };
+        let (mut replica, mut outcomes) = (open(), Vec::new());
+        for entries in entries.chunks(batch) {
+            outcomes.extend(replica.apply(entries).into_iter().map(|applied| applied.outcome));
+            if reopened {
+                drop(replica);
+                replica = open();
+            }
+        }
+        (outcomes, replica.hash())
+    };
+    let alone = outcomes("alone", 1, false);
+    let class = |entry: usize| match &alone.0[entry] {
+        EntryOutcome::Executed(outcomes) => outcomes[0].error().map(|error| error.class),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((class(3), class(5)), (Some(ErrorClass::LimitExceeded), Some(ErrorClass::LimitExceeded)));
+    let full = RegisterOutcome::Refused(RegisterRefusal::DatabaseFull { max_bytes: 1 << 20 });
+    assert_eq!(alone.0[4], EntryOutcome::Register(full));
+    for outcome in &alone.0[6..] {
+        let fine = match outcome {
+            EntryOutcome::SessionOpened { .. } => true,
+            EntryOutcome::Executed(outcomes) => outcomes.iter().all(|outcome| outcome.error().is_none()),
+            EntryOutcome::Register(outcome) => matches!(outcome, RegisterOutcome::Deleted { .. }),
+            _ => false,
+        };
+        assert!(fine, "{outcome:?}");
+    }
+    assert_eq!(outcomes("together", 4096, false), alone);
+    assert_eq!(outcomes("reopened", 50, true), alone);
 }
 
 #[test]

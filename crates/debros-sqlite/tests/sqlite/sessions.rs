@@ -102,6 +102,7 @@ fn sessions_expire_by_log_time_and_are_bounded_in_number() {
             unix_ms: START_MS + seconds * 1000,
             ..environment(index)
         },
+        stamp: debros_sqlite::Stamp::default(),
         operation,
     };
     let index = replica.writer.applied_index() + 1;

@@ -1,4 +1,4 @@
-//! Ends leases whose time is up in the databases that this node leads.
+//! Ends leases whose time is up in the databases that this node leads, and keeps their time going.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A proposal without an answer is given up, to be made again.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Looks for leases that are due until the token is cancelled. One database that has lost its quorum does not
+/// Looks for databases with leases to tend until the token is cancelled. One database that has lost its quorum does not
 /// hold up the others.
 pub async fn end_leases(replicas: Replicas, stop: CancellationToken) {
     let mut under_way = FuturesUnordered::new();
@@ -30,7 +30,7 @@ pub async fn end_leases(replicas: Replicas, stop: CancellationToken) {
                 busy.remove(&group);
             }
             _ = looks.tick() => {
-                for replica in replicas.matching(sql::Database::has_due_lease) {
+                for replica in replicas.matching(sql::Database::must_tend_leases) {
                     if busy.insert(replica.group().id()) {
                         under_way.push(expire(replica));
                     }

@@ -1,13 +1,14 @@
 //! The registers of a database on this node.
 //!
-//! Leases end by log time, in the entry that says so; whoever leads proposes that entry when one is due. Log time
-//! follows the leaders' clocks: it never goes back, but a new leader whose clock is ahead ends leases early by so
-//! much. Who must not rely on clocks compares versions: that is what they are for.
+//! Leases end in the entry that says so; whoever leads proposes that entry when one is due. Their time is what the
+//! steady clocks of leaders have gone on by between the entries that they stamped (`debros_sqlite::LeaseTime`): no
+//! lease ends early because a clock was set, and one lasts longer where leaders change, because the time between
+//! the last entry of one and the first of the next counts for nothing. So a leader stamps one as soon as it leads,
+//! and then one each [`limits::LEASE_CLOCK_INTERVAL`] at least, as long as there are leases.
 
 use bytes::Bytes;
 use debros_proto::{ErrorCode, Failure, limits, v1};
-use debros_sqlite::RegisterQuery;
-use futures::future::join_all;
+use debros_sqlite::{LeaseQuery, RegisterQuery};
 use tokio::time::Instant;
 use v1::register_operation::Kind;
 use v1::sql_command::Operation;
@@ -15,9 +16,6 @@ use v1::sql_command::Operation;
 use super::super::registers;
 use super::super::watchers::Watcher;
 use super::Database;
-
-/// Entries under way at a time that only move log time forward.
-const TICKS_UNDER_WAY: u64 = 64;
 
 impl Database {
     /// Applies one operation through the log, as [`Self::execute`].
@@ -30,9 +28,6 @@ impl Database {
         session: Option<v1::WriteSession>,
         deadline: Instant,
     ) -> Result<v1::RegisterWriteResponse, Failure> {
-        if matches!(operation.kind, Some(Kind::GrantLease(_) | Kind::KeepAlive(_))) {
-            self.move_log_time(deadline).await?;
-        }
         let session = session.unwrap_or_default();
         let write = v1::SqlRegisterWrite {
             operation: Some(operation),
@@ -57,9 +52,9 @@ impl Database {
         deadline: Instant,
     ) -> Result<v1::RegisterGetResponse, Failure> {
         self.confirm(deadline).await?;
-        let applied_index = self.group.applied_index();
+        let revision = self.engine.changes().revision();
         let found = self.engine.with_reader(deadline, move |reader, _| reader.get_register(&key)).await?;
-        Ok(v1::RegisterGetResponse { register: found.map(registers::register), applied_index, leader: None })
+        Ok(v1::RegisterGetResponse { register: found.map(registers::register), revision, leader: None })
     }
 
     /// Reads a page of keys; this replica must lead.
@@ -72,9 +67,25 @@ impl Database {
         deadline: Instant,
     ) -> Result<v1::RegisterListResponse, Failure> {
         self.confirm(deadline).await?;
-        let applied_index = self.group.applied_index();
+        let revision = self.engine.changes().revision();
         let page = self.engine.with_reader(deadline, move |reader, _| reader.list_registers(&query)).await?;
-        Ok(registers::page(page, applied_index))
+        Ok(registers::page(page, revision))
+    }
+
+    /// Reads a page of leases; this replica must lead.
+    ///
+    /// # Errors
+    /// As [`Self::get_register`].
+    pub async fn list_leases(
+        &self,
+        query: LeaseQuery,
+        deadline: Instant,
+    ) -> Result<v1::LeaseListResponse, Failure> {
+        self.confirm(deadline).await?;
+        let (_, time) = self.engine.changes().leases();
+        let since = time.since(self.steady.id, self.steady.read_ms()).unwrap_or(0);
+        let page = self.engine.with_reader(deadline, move |reader, _| reader.list_leases(query)).await?;
+        Ok(registers::leases(page, time.now_ms.saturating_add(since)))
     }
 
     /// Watches this replica, once it shows nothing older than it did before it was started.
@@ -89,40 +100,36 @@ impl Database {
     ) -> Result<Watcher, Failure> {
         self.recover(deadline).await?;
         let changes = self.engine.changes();
-        // A leader has whatever any replica has applied: the caller knows another database of the same name, which
-        // was dropped since.
-        let lost = self.group.is_leader() && after > Some(self.group.status().last_log_index);
+        let lost = after.is_some_and(|after| self.never_was_at(after));
         Ok(if lost { changes.watch_lost(prefix) } else { changes.watch(prefix, after) })
     }
 
-    /// Whether this replica leads and a lease is due.
-    pub fn has_due_lease(&self) -> bool {
-        let due = self.engine.changes().lease_due_ms();
-        due.is_some_and(|due| due <= self.clock.unix_ms()) && self.group.is_leader()
+    /// Whether a place is certainly one of another database of the same name, which was dropped since.
+    fn never_was_at(&self, revision: u64) -> bool {
+        let first = self.group.id().numbers_from();
+        // A leader has whatever any replica has applied.
+        let ahead = || self.group.is_leader() && revision > first + self.group.status().last_log_index;
+        (revision > 0 && revision < first) || ahead()
     }
 
-    /// Ends the leases that are due.
+    /// Whether this replica leads and is to propose [`Self::expire_leases`]: one is due, or there are some and the
+    /// log has not had its clock for long.
+    pub fn must_tend_leases(&self) -> bool {
+        let (due, time) = self.engine.changes().leases();
+        let Some(due) = due else { return false };
+        let interval_ms = limits::LEASE_CLOCK_INTERVAL.as_millis() as u64;
+        let waits = time
+            .since(self.steady.id, self.steady.read_ms())
+            .is_some_and(|since| since < interval_ms && time.now_ms.saturating_add(since) < due);
+        !waits && self.group.is_leader()
+    }
+
+    /// Ends the leases that are due by the time at which the log has this.
     ///
     /// # Errors
     /// As [`Self::write_register`]; repeating it does no harm.
     pub async fn expire_leases(&self, deadline: Instant) -> Result<(), Failure> {
         let operation = v1::RegisterOperation { kind: Some(Kind::ExpireLeases(v1::LeasesExpire {})) };
         self.write_register(operation, None, deadline).await.map(drop)
-    }
-
-    /// Brings log time near the clock. One entry moves it forward by a bounded step, and a database may have been
-    /// idle for longer: a lease granted at its old log time would be over at once.
-    async fn move_log_time(&self, deadline: Instant) -> Result<(), Failure> {
-        let step = limits::LOG_TIME_STEP_MAX.as_millis() as u64;
-        loop {
-            let log_time = self.engine.changes().log_time_ms();
-            let behind = self.clock.unix_ms().saturating_sub(log_time);
-            if log_time == 0 || behind < step || !self.group.is_leader() {
-                return Ok(());
-            }
-            let ticks = (behind / step).min(TICKS_UNDER_WAY);
-            let passed = join_all((0..ticks).map(|_| self.pass_log(deadline))).await;
-            passed.into_iter().collect::<Result<(), Failure>>()?;
-        }
     }
 }

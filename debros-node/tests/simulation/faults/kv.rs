@@ -61,7 +61,7 @@ impl Faults {
         settled.len() >= REPLICAS && !settled.contains(&false)
     }
 
-    fn wrong_clock(&mut self, now: Duration, end: Duration, node: usize) {
+    pub(super) fn wrong_clock(&mut self, now: Duration, end: Duration, node: usize) {
         let ahead = *self.dice.pick(&CLOCKS_AHEAD_MS);
         self.at(now, Action::SetClock(node, ahead));
         self.at(end, Action::SetClock(node, 0));
