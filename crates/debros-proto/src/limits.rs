@@ -130,6 +130,13 @@ pub const CALLS_FRAME_BYTES: usize = 256 << 10;
 pub const CALLS_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A version may be born at most this far ahead of a replica's clock.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_millis(500);
+/// What a client or another node says lifts a node's clock this far ahead of its time of day at most. A version
+/// further ahead is kept, and written over above it, without every other write following: others whose clocks
+/// are late would refuse those.
+pub const CLOCK_LIFT_MAX: Duration = Duration::from_millis(100);
+/// Versions given ahead of a node's clock that it has to remember, in runs of consecutive ones; past it a write
+/// that needs another is refused until time has caught up, which takes less than [`CLOCK_AHEAD_MAX`].
+pub const CLOCK_LIFTED_RUNS_MAX: usize = 64 << 10;
 /// A node whose clock is further than this from its peers' median coordinates no writes.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(250);
 /// Hints kept for absent replicas, in bytes; past it anti-entropy repairs alone.
