@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use debros_proto::layout::partitions_of;
 use debros_proto::{Failure, NodeId, limits, v1};
+use futures::StreamExt;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 use v1::replica_call::Operation;
@@ -25,6 +26,9 @@ use super::record::{Record, Version};
 const SHARE_MARGIN: usize = 8;
 /// Rounds over the replicas for one page; what is missing then comes with the next page.
 const ROUNDS_MAX: usize = 16;
+
+/// Keys on which replicas disagree that are read at a time.
+const DISPUTED_AT_A_TIME: usize = 16;
 
 /// Keys to be listed.
 #[derive(Clone, Debug)]
@@ -66,6 +70,7 @@ struct Part {
 
 /// One replica's answer.
 struct Answer {
+    node: NodeId,
     records: BTreeMap<String, Record>,
     scanned_to: Option<String>,
     collected_to: u64,
@@ -140,7 +145,7 @@ impl Coordinator {
             let view = self.inner.layouts.current()?;
             let round = self.scan_round(&view, list, partition, share);
             match tokio::time::timeout_at(list.deadline, round).await {
-                Ok(Ok(answers)) => return self.settle(&view, list, answers).await,
+                Ok(Ok(answers)) => return self.settle(&view, list, partition, answers).await,
                 Ok(Err(NoAnswer::NewerLayout(_))) => {
                     self.inner.layouts.newer_than(view.version(), list.deadline).await;
                 }
@@ -173,6 +178,7 @@ impl Coordinator {
                 Ok(answer) => {
                     answers.push(answer);
                     if answers.len() == wanted {
+                        self.scan_beside(view, list, partition, share, &mut answers).await;
                         return Ok(answers);
                     }
                 }
@@ -191,6 +197,35 @@ impl Coordinator {
             }
         }
         Err(refused)
+    }
+
+    /// While one layout replaces another, adds what others hold, so that a quorum of each set has answered: see
+    /// [`super::read`]. Without them each key is read for itself.
+    async fn scan_beside(
+        &self,
+        view: &Arc<View>,
+        list: &List,
+        partition: u16,
+        share: usize,
+        answers: &mut Vec<Answer>,
+    ) {
+        let mut nodes: Vec<NodeId> = answers.iter().map(|answer| answer.node).collect();
+        if list.quorum == Quorum::One || self.is_settled(view, partition, &nodes) {
+            return;
+        }
+        let bare = List { with_values: false, ..list.clone() };
+        let mut asks = Asks::new();
+        for node in view.writers_of(partition).into_iter().filter(|node| !nodes.contains(node)) {
+            asks.push(self.scan_at(view, node, &bare, partition, share));
+        }
+        while !self.is_settled(view, partition, &nodes)
+            && let Some(answer) = asks.next().await
+        {
+            if let Ok(answer) = answer {
+                nodes.push(answer.node);
+                answers.push(answer);
+            }
+        }
     }
 
     async fn scan_at(
@@ -216,6 +251,7 @@ impl Coordinator {
         let records = scanned.entries.into_iter();
         let records = records.filter_map(|entry| Some((entry.key, Record::from_wire(entry.record?)?)));
         Ok(Answer {
+            node,
             records: records.collect(),
             // An incomplete answer has at least one entry.
             scanned_to: (!scanned.complete).then(|| last.unwrap_or_default()),
@@ -224,10 +260,18 @@ impl Coordinator {
     }
 
     /// Makes one of the replicas' answers. A key on which they disagree is read for itself, which repairs it.
-    async fn settle(&self, view: &View, list: &List, answers: Vec<Answer>) -> Result<Part, Failure> {
+    async fn settle(
+        &self,
+        view: &View,
+        list: &List,
+        partition: u16,
+        answers: Vec<Answer>,
+    ) -> Result<Part, Failure> {
         let scanned_to = answers.iter().filter_map(|answer| answer.scanned_to.clone()).min();
         let covered = |key: &String| scanned_to.as_ref().is_none_or(|end| key <= end);
         let alone = list.quorum == Quorum::One;
+        let nodes: Vec<NodeId> = answers.iter().map(|answer| answer.node).collect();
+        let settled = self.is_settled(view, partition, &nodes);
         let mut records = BTreeMap::new();
         let mut disputed = BTreeSet::new();
         for (key, record) in answers.iter().flat_map(|answer| &answer.records).filter(|(key, _)| covered(key))
@@ -239,14 +283,13 @@ impl Coordinator {
                 let theirs: Option<Version> = answer.records.get(key).map(|record| record.version);
                 theirs == Some(record.version) && answer.collected_to == answers[0].collected_to
             };
-            let agree = answers.iter().all(same) && !self.may_be_missing_in_next(view, record.version);
-            if alone || agree {
+            if alone || (settled && answers.iter().all(same)) {
                 records.insert(key.clone(), record.clone());
             } else {
                 disputed.insert(key.clone());
             }
         }
-        for key in disputed {
+        let read = disputed.into_iter().map(|key| async move {
             let get = Get {
                 namespace: list.namespace.clone(),
                 key: key.clone(),
@@ -254,9 +297,11 @@ impl Coordinator {
                 quorum: list.quorum,
                 deadline: list.deadline,
             };
-            if let Some(record) = self.get(&get).await? {
-                records.insert(key, record);
-            }
+            Ok::<_, Failure>((key, self.get(&get).await?))
+        });
+        let mut read = futures::stream::iter(read).buffer_unordered(DISPUTED_AT_A_TIME);
+        while let Some((key, record)) = read.next().await.transpose()? {
+            records.extend(record.map(|record| (key, record)));
         }
         Ok(Part { records, scanned_to })
     }

@@ -174,10 +174,18 @@ pub(super) enum Durability {
 pub(super) enum Origin {
     /// A coordinator's, under this layout version.
     Coordinator(u64),
-    /// Repair and copies from a replica that has collected up to this clock.
-    Replica(u64),
-    /// Writes that were missed, from whoever kept them.
-    Hint,
+    /// Repair and copies under this layout version, from a replica that has collected up to this clock.
+    Replica { layout: u64, collected_to: u64 },
+    /// Writes that were missed, from whoever kept them, under this layout version.
+    Hint(u64),
+}
+
+impl Origin {
+    fn layout(self) -> u64 {
+        match self {
+            Self::Coordinator(layout) | Self::Replica { layout, .. } | Self::Hint(layout) => layout,
+        }
+    }
 }
 
 /// Puts that were applied together, or were not.
@@ -413,12 +421,18 @@ impl Store {
         self.alter(|done| Job::FencePartition { partition, clock, done }).await
     }
 
-    /// Notes that every replica has everything up to this clock.
-    pub(super) async fn set_collected(&self, partition: u16, clock: u64) -> Result<(), StoreError> {
+    /// Notes that every replica has everything up to this clock, if this layout is still the adopted one: a
+    /// partition that was given up meanwhile and gained again begins anew.
+    pub(super) async fn set_collected(
+        &self,
+        layout: u64,
+        partition: u16,
+        clock: u64,
+    ) -> Result<(), StoreError> {
         if clock <= self.collected(partition) {
             return Ok(());
         }
-        self.alter(|done| Job::SetCollected { partition, clock, done }).await
+        self.alter(|done| Job::SetCollected { layout, partition, clock, done }).await
     }
 
     /// Drops these places if they are still what a collection up to `clock` drops; gives how many were.

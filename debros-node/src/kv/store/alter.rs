@@ -147,8 +147,10 @@ impl Writer {
                 }
                 answer(done, ())
             }
-            Job::SetCollected { partition, clock, done } => {
-                if clock > last_of(&effects.collected, partition, &self.states.collected) {
+            Job::SetCollected { layout, partition, clock, done } => {
+                let adopted = effects.adopted.unwrap_or(self.states.layout.load(Ordering::Relaxed));
+                if layout == adopted && clock > last_of(&effects.collected, partition, &self.states.collected)
+                {
                     self.tables.set_collected(txn, partition, clock).map_err(failed)?;
                     effects.collected.push((partition, clock));
                 }

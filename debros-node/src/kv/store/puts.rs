@@ -133,11 +133,9 @@ impl Writer {
         puts: Vec<Put>,
         accepted: &mut Accepted,
     ) -> Result<Applied, StoreError> {
-        if let Origin::Coordinator(layout) = origin {
-            match fence(self.states.layout.load(Ordering::Relaxed), layout) {
-                Fence::Open => {}
-                closed => return Ok(Applied::Fenced(closed)),
-            }
+        match fence(self.states.layout.load(Ordering::Relaxed), origin.layout()) {
+            Fence::Open => {}
+            closed => return Ok(Applied::Fenced(closed)),
         }
         let outcomes = puts.into_iter().map(|put| self.accept(txn, layers, origin, put, accepted));
         outcomes.collect::<Result<_, _>>().map(Applied::Each)
@@ -188,12 +186,12 @@ impl Writer {
         let place = usize::from(partition);
         let collected = self.states.collected[place].load(Ordering::Relaxed);
         match origin {
-            Origin::Coordinator(_) | Origin::Hint => {
+            Origin::Coordinator(_) | Origin::Hint(_) => {
                 collected.max(self.states.fenced[place].load(Ordering::Relaxed))
             }
             // From one that has collected as far: it has every live record, and no other, up to there.
-            Origin::Replica(theirs) if theirs >= collected => 0,
-            Origin::Replica(_) => collected,
+            Origin::Replica { collected_to, .. } if collected_to >= collected => 0,
+            Origin::Replica { .. } => collected,
         }
     }
 

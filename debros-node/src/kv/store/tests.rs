@@ -82,7 +82,7 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     store.put(Origin::Coordinator(LAYOUT), Durability::Flushed, puts).await.expect("put");
     store.hint(NodeId(4), entry("hinted", 6, "for four"), 1000).await.unwrap();
     // Hints become durable with whatever goes into LMDB next.
-    store.set_collected(7, 99).await.unwrap();
+    store.set_collected(LAYOUT, 7, 99).await.unwrap();
     store.fence(8, 100).await.unwrap();
     let hinted = store.hinted_bytes();
     let store = reopen(store, folder.path()).await;
@@ -163,6 +163,23 @@ async fn an_older_layout_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_an_adoption_overtook_is_not_left_behind_in_a_cleared_partition() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = fresh(folder.path()).await;
+    put(&store, Origin::Replica { layout: LAYOUT, collected_to: 0 }, entry("a", 1, "in time")).await;
+    store.adopt(v1::StorageLayout { version: LAYOUT + 1, ..Default::default() }, false).await.unwrap();
+    let partition = partition_of("app", "a");
+    while store.clear(partition).await.unwrap() {}
+    for origin in [Origin::Replica { layout: LAYOUT, collected_to: 9 }, Origin::Hint(LAYOUT)] {
+        let late = store.put(origin, Durability::Flushed, vec![Put { entry: entry("a", 2, "late") }]).await;
+        assert_eq!(late.unwrap(), Applied::Fenced(Fence::SenderIsBehind));
+    }
+    store.set_collected(LAYOUT, partition, 9).await.unwrap();
+    assert_eq!((get(&store, "a").await, store.collected(partition)), (None, 0));
+    assert_eq!(put(&store, Origin::Hint(LAYOUT + 1), entry("a", 2, "again")).await, PutOutcome::Stored);
+}
+
+#[tokio::test]
 async fn a_collected_partition_refuses_what_it_may_have_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let store = fresh(folder.path()).await;
@@ -171,7 +188,7 @@ async fn a_collected_partition_refuses_what_it_may_have_forgotten() {
     put(&store, origin, entry("b", 10, "stays")).await;
     let partition = partition_of("app", "a");
     for partition in partitions_of("app") {
-        store.set_collected(partition, 20).await.unwrap();
+        store.set_collected(LAYOUT, partition, 20).await.unwrap();
         let collectable = store.read(move |snapshot| snapshot.collectable(partition, 20, &[], 100)).await;
         let (places, more) = collectable.unwrap();
         assert_eq!(more, None);
@@ -180,11 +197,20 @@ async fn a_collected_partition_refuses_what_it_may_have_forgotten() {
     assert_eq!(get(&store, "a").await, None);
     assert!(get(&store, "b").await.is_some());
     assert_eq!(put(&store, origin, entry("a", 9, "back")).await, PutOutcome::Collected(20));
-    assert_eq!(put(&store, Origin::Replica(19), entry("a", 9, "back")).await, PutOutcome::Collected(20));
-    assert_eq!(put(&store, Origin::Replica(20), entry("c", 9, "live there")).await, PutOutcome::Stored);
+    assert_eq!(
+        put(&store, Origin::Replica { layout: LAYOUT, collected_to: 19 }, entry("a", 9, "back")).await,
+        PutOutcome::Collected(20)
+    );
+    assert_eq!(
+        put(&store, Origin::Replica { layout: LAYOUT, collected_to: 20 }, entry("c", 9, "live there")).await,
+        PutOutcome::Stored
+    );
     store.fence(partition, 30).await.unwrap();
     assert_eq!(put(&store, origin, entry("a", 25, "late")).await, PutOutcome::Collected(30));
-    assert_eq!(put(&store, Origin::Replica(20), entry("a", 25, "repair")).await, PutOutcome::Stored);
+    assert_eq!(
+        put(&store, Origin::Replica { layout: LAYOUT, collected_to: 20 }, entry("a", 25, "repair")).await,
+        PutOutcome::Stored
+    );
 }
 
 #[tokio::test]

@@ -53,6 +53,7 @@ pub(super) enum Job {
         done: Done<()>,
     },
     SetCollected {
+        layout: u64,
         partition: u16,
         clock: u64,
         done: Done<()>,
