@@ -11,6 +11,7 @@
 //! who decides it, and namespaces but not who may use them.
 
 mod asks;
+mod budget;
 mod clock;
 mod collect;
 mod coordinator;
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use debros_net::grpc::Channels;
 use debros_proto::layout::Phase;
-use debros_proto::{ErrorCode, Failure, NodeId, v1};
+use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::sync::watch as latest;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,7 @@ use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
 use crate::clock::Clock;
+use budget::Budget;
 use clock::VersionClock;
 use coordinator::{Coordinator, Inner};
 use layouts::Layouts;
@@ -145,7 +147,9 @@ impl Kv {
             store: _,
         } = options;
         let tracked = tracker.clone();
-        let inner = Inner { node, replica, clock, layouts, links, tracker: tracked, metrics, turn, relaxed };
+        let lists = Budget::new(("LISTS_BYTES_MAX", limits::LISTS_BYTES_MAX), limits::LIST_WAIT_MAX);
+        let inner =
+            Inner { node, replica, clock, layouts, links, tracker: tracked, metrics, turn, relaxed, lists };
         let coordinator = Coordinator { inner: Arc::new(inner) };
         tracker.spawn(Transition::new(coordinator.clone(), report).run(stop.clone()));
         tracker.spawn(tick(coordinator.clone(), stop.clone()));

@@ -145,6 +145,14 @@ pub const HINTS_BYTES_MAX: u64 = 256 << 20;
 pub const HINT_LIFE: Duration = Duration::from_secs(3 * 3600);
 /// Changes that wait for one watcher; past it the watcher is told that it lags.
 pub const WATCH_EVENTS_MAX: usize = 4096;
+/// The latest changes that a node keeps for all who watch, in bytes; whoever is further behind is told that it
+/// lags. A single batch of writes is kept whatever its size.
+pub const WATCH_RING_BYTES_MAX: usize = 16 << 20;
+/// What listings under way on one node may take in memory; past it they wait for [`LIST_WAIT_MAX`], and then the
+/// answer is `BUSY`.
+pub const LISTS_BYTES_MAX: usize = 512 << 20;
+/// A listing waits so long for others to end. Longer, and another node would have answered.
+pub const LIST_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Watches of one node at a time.
 pub const STORAGE_WATCHES_MAX: usize = 4096;
 

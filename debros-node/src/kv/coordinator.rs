@@ -21,6 +21,7 @@ use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
 use super::asks::Asks;
+use super::budget::Budget;
 use super::clock::VersionClock;
 use super::layouts::{Layouts, View};
 use super::links::{Links, NoAnswer};
@@ -58,6 +59,8 @@ pub(super) struct Inner {
     pub(super) turn: AtomicUsize,
     /// Namespaces whose writes are acknowledged before they are flushed.
     pub(super) relaxed: BTreeSet<String>,
+    /// The memory for listings.
+    pub(super) lists: Budget,
 }
 
 impl Inner {

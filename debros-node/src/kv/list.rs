@@ -68,6 +68,23 @@ struct Part {
     scanned_to: Option<String>,
 }
 
+/// How much is asked of each replica of a partition.
+#[derive(Clone, Copy)]
+struct Ask {
+    keys: usize,
+    /// The entry that meets this is the last one.
+    bytes: usize,
+}
+
+impl Ask {
+    /// What an answer takes in memory at most.
+    fn bytes_max(self, with_values: bool) -> usize {
+        let value = if with_values { limits::STORAGE_VALUE_BYTES_MAX } else { 0 };
+        let entry = limits::STORAGE_KEY_BYTES_MAX + value;
+        (self.keys * entry).min(self.bytes + entry) + self.keys * size_of::<(String, Record)>()
+    }
+}
+
 /// One replica's answer.
 struct Answer {
     node: NodeId,
@@ -127,7 +144,10 @@ impl Coordinator {
     async fn list_part(&self, list: &List, wanted: usize) -> Result<Part, Failure> {
         let partitions = partitions_of(&list.namespace);
         let share = 2 * wanted / partitions.len() + SHARE_MARGIN;
-        let parts = partitions.into_iter().map(|partition| self.list_partition(list, partition, share));
+        let ask = Ask { keys: share, bytes: (2 * limits::STORAGE_PAGE_BYTES_MAX / partitions.len()) };
+        let answers = needed(list.quorum, self.inner.layouts.current()?.readers()) * partitions.len();
+        let _room = self.inner.lists.take(answers * ask.bytes_max(list.with_values), list.deadline).await?;
+        let parts = partitions.into_iter().map(|partition| self.list_partition(list, partition, ask));
         let parts = try_join_all(parts).await?;
         let scanned_to = parts.iter().filter_map(|part| part.scanned_to.clone()).min();
         let mut records = BTreeMap::new();
@@ -140,10 +160,10 @@ impl Coordinator {
         Ok(Part { records, scanned_to })
     }
 
-    async fn list_partition(&self, list: &List, partition: u16, share: usize) -> Result<Part, Failure> {
+    async fn list_partition(&self, list: &List, partition: u16, ask: Ask) -> Result<Part, Failure> {
         loop {
             let view = self.inner.layouts.current()?;
-            let round = self.scan_round(&view, list, partition, share);
+            let round = self.scan_round(&view, list, partition, ask);
             match tokio::time::timeout_at(list.deadline, round).await {
                 Ok(Ok(answers)) => return self.settle(&view, list, partition, answers).await,
                 Ok(Err(NoAnswer::NewerLayout(_))) => {
@@ -163,13 +183,13 @@ impl Coordinator {
         view: &Arc<View>,
         list: &List,
         partition: u16,
-        share: usize,
+        ask: Ask,
     ) -> Result<Vec<Answer>, NoAnswer> {
         let wanted = needed(list.quorum, view.readers());
         let mut order = self.reading_order(view, partition).into_iter();
         let mut asks = Asks::new();
         for node in order.by_ref().take(wanted) {
-            asks.push(self.scan_at(view, node, list, partition, share));
+            asks.push(self.scan_at(view, node, list, partition, ask));
         }
         let mut answers = Vec::with_capacity(wanted);
         let mut refused = NoAnswer::NotAsked;
@@ -178,7 +198,7 @@ impl Coordinator {
                 Ok(answer) => {
                     answers.push(answer);
                     if answers.len() == wanted {
-                        self.scan_beside(view, list, partition, share, &mut answers).await;
+                        self.scan_beside(view, list, partition, ask, &mut answers).await;
                         return Ok(answers);
                     }
                 }
@@ -191,7 +211,7 @@ impl Coordinator {
                         refused = no;
                     }
                     if let Some(node) = order.next() {
-                        asks.push(self.scan_at(view, node, list, partition, share));
+                        asks.push(self.scan_at(view, node, list, partition, ask));
                     }
                 }
             }
@@ -206,7 +226,7 @@ impl Coordinator {
         view: &Arc<View>,
         list: &List,
         partition: u16,
-        share: usize,
+        ask: Ask,
         answers: &mut Vec<Answer>,
     ) {
         let mut nodes: Vec<NodeId> = answers.iter().map(|answer| answer.node).collect();
@@ -216,7 +236,7 @@ impl Coordinator {
         let bare = List { with_values: false, ..list.clone() };
         let mut asks = Asks::new();
         for node in view.writers_of(partition).into_iter().filter(|node| !nodes.contains(node)) {
-            asks.push(self.scan_at(view, node, &bare, partition, share));
+            asks.push(self.scan_at(view, node, &bare, partition, ask));
         }
         while !self.is_settled(view, partition, &nodes)
             && let Some(answer) = asks.next().await
@@ -234,14 +254,15 @@ impl Coordinator {
         node: NodeId,
         list: &List,
         partition: u16,
-        share: usize,
+        ask: Ask,
     ) -> Result<Answer, NoAnswer> {
         let scan = v1::ReplicaScan {
             partition: u32::from(partition),
             namespace: list.namespace.clone(),
             prefix: list.prefix.clone(),
             after: list.after.clone(),
-            limit: u32::try_from(share).unwrap_or(u32::MAX),
+            limit: u32::try_from(ask.keys).unwrap_or(u32::MAX),
+            bytes: ask.bytes as u64,
             with_values: list.with_values,
         };
         let Outcome::Scanned(scanned) = self.ask_any(view, node, Operation::Scan(scan)).await? else {

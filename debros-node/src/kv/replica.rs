@@ -270,10 +270,11 @@ impl Replica {
 
     async fn scan(&self, layout: u64, scan: v1::ReplicaScan) -> Result<Outcome, Outcome> {
         self.may_read(layout)?;
-        let v1::ReplicaScan { partition, namespace, prefix, after, limit, with_values } = scan;
+        let v1::ReplicaScan { partition, namespace, prefix, after, limit, with_values, bytes } = scan;
         let partition = partition_from_wire(partition).map_err(failure)?;
         let entries = limit.clamp(1, limits::STORAGE_PAGE_KEYS_MAX) as usize;
-        let limits = ScanLimits { entries, bytes: limits::STORAGE_PAGE_BYTES_MAX, with_values };
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(usize::MAX);
+        let limits = ScanLimits { entries, bytes: bytes.min(limits::STORAGE_PAGE_BYTES_MAX), with_values };
         let collected_to = self.inner.store.collected(partition);
         let work = move |snapshot: &super::store::Snapshot<'_>| {
             snapshot.scan(partition, &namespace, &prefix, &after, limits)

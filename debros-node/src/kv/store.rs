@@ -8,12 +8,15 @@
 //!
 //! It knows versions and layouts' numbers, not who the replicas are. Invariants: nothing is acknowledged
 //! before it is flushed; of two records of a key the one with the greater version stays, in whatever
-//! order they come; a request of an older layout than the adopted one changes nothing, from the
-//! transaction on that adopted it; a transaction that fails changes nothing, and one whose flush fails
+//! order they come; whatever comes under an older layout than the adopted one changes nothing, from the
+//! transaction on that adopted it: a repair or hint that passed the replica's own check and was overtaken
+//! by an adoption is neither missed by those who copy from here under the newer layout, nor left behind in
+//! a partition that was cleared meanwhile; a transaction that fails changes nothing, and one whose flush fails
 //! ends the node.
 
 mod alter;
 mod applier;
+mod changes;
 mod journal;
 mod layers;
 mod puts;
@@ -29,7 +32,7 @@ use std::time::Duration;
 
 use debros_proto::layout::PARTITIONS;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
-use tokio::sync::{Mutex, broadcast, oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
 use super::record::{Entry, Place, Record, Version};
@@ -37,15 +40,15 @@ use super::tree::Tree;
 use crate::blocking::{Blocking, Jobs};
 use crate::planted::{Bug, is_planted};
 use applier::Applier;
+use changes::ChangeRing;
 use layers::SharedLayers;
 use reader::{ReadJob, Reader};
 use tables::Tables;
 use writer::{Job, TreeState, Writer};
 
+pub(super) use changes::{Heard, Listener};
 pub(super) use reader::{ScanLimits, Snapshot};
 
-/// Changes kept for a watcher that is behind.
-const CHANGES_KEPT: usize = limits::WATCH_EVENTS_MAX;
 /// Jobs that wait for the writer; past it askers wait.
 const WRITES_WAITING_MAX: usize = 4096;
 /// Jobs of one transaction: more would let the first of them wait for long.
@@ -213,9 +216,6 @@ impl PartitionStates {
     }
 }
 
-/// A change that was made durable, as watchers are told of it.
-pub(super) type Changes = Arc<Vec<Entry>>;
-
 /// The store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -223,7 +223,7 @@ pub struct Store {
     readers: Jobs<ReadJob>,
     tables: Tables,
     states: Arc<PartitionStates>,
-    changes: broadcast::Sender<Changes>,
+    changes: ChangeRing,
     failed: watch::Receiver<Option<StoreError>>,
     /// Bytes of hints kept for absent replicas.
     hinted: Arc<AtomicU64>,
@@ -281,7 +281,7 @@ impl Store {
         let (tables, journal, hinted) = blocking.run(opening).await?;
         let hinted = Arc::new(AtomicU64::new(hinted));
         let (fail, failed) = watch::channel(None);
-        let changes = broadcast::Sender::new(CHANGES_KEPT);
+        let changes = ChangeRing::new();
         let layers = SharedLayers::default();
         let applier = Applier { tables: tables.clone(), layers: layers.clone(), fail: fail.clone() };
         let applier = blocking.worker("kv-apply", (LAYERS_WAITING_MAX, 1), applier, Applier::apply);
@@ -518,8 +518,8 @@ impl Store {
         self.tables.disk_bytes()
     }
     /// Changes as they become durable.
-    pub(super) fn watch(&self) -> broadcast::Receiver<Changes> {
-        self.changes.subscribe()
+    pub(super) fn watch(&self) -> Listener {
+        self.changes.listen()
     }
 
     /// Closes the files, once every other handle is gone; waits no longer than this.

@@ -14,7 +14,7 @@ use super::layers::{Layer, Layers};
 use super::tables::{failed, hint_key, parse_hint};
 use super::writer::{Answer, Done, Job, Toggle, Writer, answer, refuse};
 use super::{Applied, Durability, Fence, Origin, Put, PutOutcome, StoreError, damaged, fence};
-use crate::kv::record::{Entry, Record};
+use crate::kv::record::{Entry, HEADER_BYTES, Record};
 
 /// A layer of this size goes into LMDB: large enough that neighbours share pages.
 const LAYER_BYTES: usize = 4 << 20;
@@ -118,8 +118,7 @@ impl Writer {
         }
         self.toggle(toggles);
         if !changed.is_empty() {
-            // Nobody may be watching.
-            let _ = self.changes.send(Arc::new(changed));
+            self.changes.tell(changed);
         }
         answers.into_iter().for_each(|answer| answer(Ok(())));
         true
@@ -174,10 +173,12 @@ impl Writer {
         if self.trees.contains_key(&entry.partition) {
             accepted.toggles.push(Toggle::new(entry.partition, &place, before, Some(&record)));
         }
-        accepted.records.insert(place, record);
-        if self.changes.receiver_count() > 0 {
-            accepted.changed.push(entry);
+        if self.changes.is_heard() {
+            // What is kept for watchers must not keep the message alive in which the value came.
+            let record = Record { value: record.slice(HEADER_BYTES..), ..entry.record };
+            accepted.changed.push(Entry { record, ..entry });
         }
+        accepted.records.insert(place, record);
         Ok(PutOutcome::Stored)
     }
 

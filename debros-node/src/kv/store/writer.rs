@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use debros_proto::{NodeId, v1};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::applier::Frozen;
+use super::changes::ChangeRing;
 use super::journal::Journal;
 use super::layers::SharedLayers;
 use super::reader::KeptSnapshot;
 use super::tables::Tables;
-use super::{Applied, Changes, Durability, Options, Origin, PartitionStates, Put, StoreError};
+use super::{Applied, Durability, Options, Origin, PartitionStates, Put, StoreError};
 use crate::blocking::Jobs;
 use crate::kv::record::{Entry, Place, Version};
 use crate::kv::tree::{Tree, hash_of, leaf_of};
@@ -132,7 +133,7 @@ pub(super) struct Writer {
     pub(super) frozen_generation: u64,
     pub(super) applier: Jobs<Frozen>,
     pub(super) trees: HashMap<u16, KeptTree>,
-    pub(super) changes: broadcast::Sender<Changes>,
+    pub(super) changes: ChangeRing,
     pub(super) hinted: Arc<AtomicU64>,
     pub(super) fail: watch::Sender<Option<StoreError>>,
     pub(super) options: Options,
