@@ -155,6 +155,9 @@ pub const LISTS_BYTES_MAX: usize = 512 << 20;
 pub const LIST_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Watches of one node at a time.
 pub const STORAGE_WATCHES_MAX: usize = 4096;
+/// Room of the storage that values do not take, an eighth of `storage.max_size` and this at most: deletions, and
+/// what frees room, go on in it. Repairs may take half of it, so that reads go on, too.
+pub const STORAGE_RESERVE_BYTES_MAX: u64 = 64 << 20;
 
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;

@@ -179,7 +179,7 @@ async fn merge(
         let count = newer_there.len() as u64;
         let puts = newer_there.into_iter().map(|entry| Put { entry }).collect();
         let origin = Origin::Replica { layout: view.version(), collected_to };
-        if let Applied::Fenced(_) = store.put(origin, Durability::Flushed, puts).await? {
+        if let Applied::Fenced(_) = store.put(origin, Durability::Flushed, puts).await?.all_kept()? {
             return Err(Unfinished::LayoutChanged);
         }
         coordinator.inner.metrics.repaired(count);

@@ -335,7 +335,8 @@ impl Replica {
             self.inner.clock.observe(put.entry.record.version.clock);
         }
         let origin = if hints { Origin::Hint(layout) } else { Origin::Replica { layout, collected_to } };
-        let applied = self.inner.store.put(origin, Durability::Flushed, puts).await.map_err(stopped)?;
+        let applied = self.inner.store.put(origin, Durability::Flushed, puts).await;
+        let applied = applied.and_then(Applied::all_kept).map_err(stopped)?;
         let outcomes = match applied {
             Applied::Each(outcomes) => outcomes,
             Applied::Fenced(fence) => return Err(self.fenced(fence)),
@@ -444,6 +445,7 @@ fn written(version: Version, outcome: PutOutcome) -> Outcome {
         PutOutcome::Stored => (version, 0),
         PutOutcome::Superseded(newer) => (newer, 0),
         PutOutcome::Collected(clock) => (Version::default(), clock),
+        PutOutcome::NoRoom => return failure(StoreError::Full.into()),
     };
     Outcome::Written(v1::ReplicaWritten { holds: Some(holds.into()), collected_to })
 }

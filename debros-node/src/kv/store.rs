@@ -150,6 +150,8 @@ pub(super) enum PutOutcome {
     Superseded(Version),
     /// The partition has been collected up to this clock: whether an older version is new cannot be told.
     Collected(u64),
+    /// It was not kept: what room there is, is for deletions.
+    NoRoom,
 }
 
 /// Whether a write may be applied under the layout that its sender knows.
@@ -198,6 +200,16 @@ pub(super) enum Applied {
     Each(Vec<PutOutcome>),
     /// Nothing was changed: the layouts differ.
     Fenced(Fence),
+}
+
+impl Applied {
+    /// The same if there was room for all.
+    pub(super) fn all_kept(self) -> Result<Self, StoreError> {
+        match self {
+            Self::Each(outcomes) if outcomes.contains(&PutOutcome::NoRoom) => Err(StoreError::Full),
+            applied => Ok(applied),
+        }
+    }
 }
 
 /// What is known of each partition without asking the disk.
@@ -290,6 +302,8 @@ impl Store {
             states: states.clone(),
             layers: layers.clone(),
             journal,
+            credit: 0,
+            no_room: false,
             unflushed: false,
             frozen_generation: 0,
             applier,
@@ -442,13 +456,23 @@ impl Store {
         clock: u64,
         places: Vec<Place>,
     ) -> Result<u64, StoreError> {
-        self.alter(|done| Job::DropCollected { partition, clock, places, done }).await
+        let mut dropped = 0;
+        for places in places.chunks(self.tables.records_per_transaction()) {
+            let places = places.to_vec();
+            dropped += self.alter(|done| Job::DropCollected { partition, clock, places, done }).await?;
+        }
+        Ok(dropped)
     }
 
     /// Drops these places whose versions are exactly these: what a replica that has collected further does
     /// not have any more.
     pub(super) async fn drop_exactly(&self, dropped: Vec<(Place, Version)>) -> Result<u64, StoreError> {
-        self.alter(|done| Job::DropExactly { dropped, done }).await
+        let mut count = 0;
+        for dropped in dropped.chunks(self.tables.records_per_transaction()) {
+            let dropped = dropped.to_vec();
+            count += self.alter(|done| Job::DropExactly { dropped, done }).await?;
+        }
+        Ok(count)
     }
 
     /// Keeps a record for a replica that is absent. `false` when there is no room for more.
@@ -465,7 +489,11 @@ impl Store {
         target: NodeId,
         dropped: Vec<(Place, Version)>,
     ) -> Result<(), StoreError> {
-        self.alter(|done| Job::DropHints { target, dropped, done }).await
+        for dropped in dropped.chunks(self.tables.records_per_transaction()) {
+            let dropped = dropped.to_vec();
+            self.alter(|done| Job::DropHints { target, dropped, done }).await?;
+        }
+        Ok(())
     }
 
     /// The tree of a partition; computed when it is first asked for.

@@ -346,7 +346,7 @@ impl Transition {
         let inner = &self.coordinator.inner;
         let origin = Origin::Replica { layout: layout.version(), collected_to };
         let kept = inner.replica.store().put(origin, Durability::Flushed, puts).await;
-        if let Applied::Fenced(_) = kept.map_err(CopyError::Store)? {
+        if let Applied::Fenced(_) = kept.and_then(Applied::all_kept).map_err(CopyError::Store)? {
             return Err(CopyError::Source(tonic::Status::aborted("another layout was adopted meanwhile")));
         }
         inner.metrics.copied(count);

@@ -23,10 +23,34 @@ const LAYER_BYTES_MAX: usize = 64 << 20;
 /// A generation of the journal of this size ends, however few keys it was written for: all of it is read after
 /// a crash.
 const JOURNAL_BYTES: u64 = 64 << 20;
+/// How much room there is, is looked at again after so many bytes.
+const CREDIT_BYTES_MAX: u64 = 64 << 20;
+/// LMDB's pages are half full at worst.
+const PAGES_PER_BYTES: u64 = 2;
 /// As [`LAYER_BYTES_MAX`].
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
 type ReadTxn<'t> = heed::RoTxn<'t, heed::WithoutTls>;
+
+/// What there is room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Room {
+    #[default]
+    ForAll,
+    /// Values that others hold already, and deletions.
+    ForRepair,
+    ForDeletions,
+}
+
+impl Room {
+    fn is_for(self, origin: Origin, record: &Record) -> bool {
+        match (self, origin) {
+            _ if record.tombstone => true,
+            (Self::ForAll, _) | (Self::ForRepair, Origin::Replica { .. }) => true,
+            (Self::ForRepair | Self::ForDeletions, _) => false,
+        }
+    }
+}
 
 /// Puts that wait for the same flush.
 struct PutJob {
@@ -38,6 +62,7 @@ struct PutJob {
 /// Records that are accepted, on their way to the journal.
 #[derive(Default)]
 struct Accepted {
+    room: Room,
     batch: JournalBatch,
     records: HashMap<Bytes, Bytes>,
     toggles: Vec<Toggle>,
@@ -52,6 +77,13 @@ impl Writer {
             refuse(jobs, &StoreError::Full);
             return true;
         }
+        let room = match self.room_for(jobs.iter().map(Job::bytes).sum()) {
+            Ok(room) => room,
+            Err(error) => {
+                refuse(jobs, &error);
+                return true;
+            }
+        };
         let (mut relaxed, mut flushed) = (Vec::new(), Vec::new());
         for job in jobs {
             match job {
@@ -61,6 +93,9 @@ impl Writer {
                 Job::Put { origin, puts, durability: Durability::Flushed, done } => {
                     flushed.push(PutJob { origin, puts, done });
                 }
+                Job::Hint { done, .. } if room != Room::ForAll => {
+                    let _ = done.send(Err(StoreError::Full));
+                }
                 Job::Hint { target, entry, unix_ms, done } => {
                     let _ = done.send(self.hint(target, &entry, unix_ms));
                 }
@@ -68,11 +103,11 @@ impl Writer {
             }
         }
         // Those that need not wait for the flush go first.
-        let go_on = self.put_jobs(relaxed, false) && self.put_jobs(flushed, true);
+        let go_on = self.put_jobs(relaxed, room, false) && self.put_jobs(flushed, room, true);
         if go_on { self.make_room() } else { false }
     }
 
-    fn put_jobs(&mut self, jobs: Vec<PutJob>, flush: bool) -> bool {
+    fn put_jobs(&mut self, jobs: Vec<PutJob>, room: Room, flush: bool) -> bool {
         if jobs.is_empty() {
             return true;
         }
@@ -87,7 +122,7 @@ impl Writer {
                 return true;
             }
         };
-        let mut accepted = Accepted::default();
+        let mut accepted = Accepted { room, ..Default::default() };
         for PutJob { origin, puts, done } in jobs {
             match self.accept_all(&txn, &layers, origin, puts, &mut accepted) {
                 Ok(applied) => accepted.answers.push(answer(done, applied)),
@@ -100,7 +135,7 @@ impl Writer {
     }
 
     fn make_durable(&mut self, accepted: Accepted, flush: bool) -> bool {
-        let Accepted { batch, records, toggles, changed, answers } = accepted;
+        let Accepted { room: _, batch, records, toggles, changed, answers } = accepted;
         if !batch.is_empty() {
             if let Err(error) = self.journal(batch, flush) {
                 answers.into_iter().for_each(|answer| answer(Err(error.clone())));
@@ -166,6 +201,7 @@ impl Writer {
                 });
             }
             _ if version.clock <= refused_to => return Ok(PutOutcome::Collected(refused_to)),
+            _ if !accepted.room.is_for(origin, &entry.record) => return Ok(PutOutcome::NoRoom),
             _ => {}
         }
         let record = entry.record.to_bytes().freeze();
@@ -234,7 +270,9 @@ impl Writer {
             return self.fail(error);
         }
         let layers = self.layers.read();
-        let (waiting, hints) = (layers.frozen.is_some(), !layers.active.hints.is_empty());
+        // Where there is no room, deletions make some when they are in LMDB.
+        let urgent = self.no_room && !layers.active.is_empty();
+        let (waiting, hints) = (layers.frozen.is_some(), !layers.active.hints.is_empty() || urgent);
         drop(layers);
         if waiting {
             // One that could not be applied is tried again; one that was is passed over.
@@ -242,6 +280,29 @@ impl Writer {
             return true;
         }
         !hints || self.freeze()
+    }
+
+    /// What there is room for when so many bytes are added.
+    fn room_for(&mut self, bytes: usize) -> Result<Room, StoreError> {
+        let needed = bytes as u64 * PAGES_PER_BYTES;
+        let mut room = Room::ForAll;
+        if self.credit < needed || self.no_room {
+            let layers = self.layers.read();
+            let frozen = layers.frozen.as_ref().map_or(0, |frozen| frozen.bytes());
+            let waiting = (layers.active.bytes() + frozen) as u64 * PAGES_PER_BYTES;
+            drop(layers);
+            let (free, reserve) =
+                (self.tables.free_bytes()?.saturating_sub(waiting), self.tables.reserve_bytes());
+            room = match free {
+                _ if free >= needed + reserve => Room::ForAll,
+                _ if free >= needed + reserve / 2 => Room::ForRepair,
+                _ => Room::ForDeletions,
+            };
+            self.no_room = room != Room::ForAll;
+            self.credit = free.saturating_sub(reserve).min(CREDIT_BYTES_MAX);
+        }
+        self.credit = self.credit.saturating_sub(needed);
+        Ok(room)
     }
 
     /// Whether LMDB has had no room for what is in memory: more would fill the memory. Each tick tries again.

@@ -127,6 +127,10 @@ pub(super) struct Writer {
     pub(super) states: Arc<PartitionStates>,
     pub(super) layers: SharedLayers,
     pub(super) journal: Journal,
+    /// What values may take before it is looked again how much room there is.
+    pub(super) credit: u64,
+    /// There was no room for a value, or for a transaction, when that was tried last.
+    pub(super) no_room: bool,
     /// The journal has writes that were not flushed.
     pub(super) unflushed: bool,
     /// The generation of the journal that holds the frozen layer.
@@ -260,7 +264,7 @@ enum Kind {
 
 impl Job {
     /// About how much it will add to the journal and to memory.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let size = |entry: &Entry| entry.key.len() + entry.record.value.len();
         match self {
             Self::Put { puts, .. } => puts.iter().map(|put| size(&put.entry)).sum(),
