@@ -153,6 +153,8 @@ pub const WATCH_RING_BYTES_MAX: usize = 16 << 20;
 pub const LISTS_BYTES_MAX: usize = 512 << 20;
 /// A listing waits so long for others to end. Longer, and another node would have answered.
 pub const LIST_WAIT_MAX: Duration = Duration::from_secs(1);
+/// A node to which the meta group has been silent for so long asks other members whether it is still one.
+pub const META_SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Watches of one node at a time.
 pub const STORAGE_WATCHES_MAX: usize = 4096;
 /// Room of the storage that values do not take, an eighth of `storage.max_size` and this at most: deletions, and
