@@ -36,18 +36,18 @@ type ReadTxn<'t> = heed::RoTxn<'t, heed::WithoutTls>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Room {
     #[default]
-    ForAll,
+    Everything,
     /// Values that others hold already, and deletions.
-    ForRepair,
-    ForDeletions,
+    Repairs,
+    Deletions,
 }
 
 impl Room {
     fn is_for(self, origin: Origin, record: &Record) -> bool {
         match (self, origin) {
             _ if record.tombstone => true,
-            (Self::ForAll, _) | (Self::ForRepair, Origin::Replica { .. }) => true,
-            (Self::ForRepair | Self::ForDeletions, _) => false,
+            (Self::Everything, _) | (Self::Repairs, Origin::Replica { .. }) => true,
+            (Self::Repairs | Self::Deletions, _) => false,
         }
     }
 }
@@ -93,7 +93,7 @@ impl Writer {
                 Job::Put { origin, puts, durability: Durability::Flushed, done } => {
                     flushed.push(PutJob { origin, puts, done });
                 }
-                Job::Hint { done, .. } if room != Room::ForAll => {
+                Job::Hint { done, .. } if room != Room::Everything => {
                     let _ = done.send(Err(StoreError::Full));
                 }
                 Job::Hint { target, entry, unix_ms, done } => {
@@ -285,7 +285,7 @@ impl Writer {
     /// What there is room for when so many bytes are added.
     fn room_for(&mut self, bytes: usize) -> Result<Room, StoreError> {
         let needed = bytes as u64 * PAGES_PER_BYTES;
-        let mut room = Room::ForAll;
+        let mut room = Room::Everything;
         if self.credit < needed || self.no_room {
             let layers = self.layers.read();
             let frozen = layers.frozen.as_ref().map_or(0, |frozen| frozen.bytes());
@@ -294,11 +294,11 @@ impl Writer {
             let (free, reserve) =
                 (self.tables.free_bytes()?.saturating_sub(waiting), self.tables.reserve_bytes());
             room = match free {
-                _ if free >= needed + reserve => Room::ForAll,
-                _ if free >= needed + reserve / 2 => Room::ForRepair,
-                _ => Room::ForDeletions,
+                _ if free >= needed + reserve => Room::Everything,
+                _ if free >= needed + reserve / 2 => Room::Repairs,
+                _ => Room::Deletions,
             };
-            self.no_room = room != Room::ForAll;
+            self.no_room = room != Room::Everything;
             self.credit = free.saturating_sub(reserve).min(CREDIT_BYTES_MAX);
         }
         self.credit = self.credit.saturating_sub(needed);
