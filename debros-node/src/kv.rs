@@ -11,6 +11,7 @@
 //! who decides it, and namespaces but not who may use them.
 
 mod asks;
+mod budget;
 mod clock;
 mod collect;
 mod coordinator;
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use debros_net::grpc::Channels;
 use debros_proto::layout::Phase;
-use debros_proto::{ErrorCode, Failure, NodeId, v1};
+use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::sync::watch as latest;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,7 @@ use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
 use crate::clock::Clock;
+use budget::Budget;
 use clock::VersionClock;
 use coordinator::{Coordinator, Inner};
 use layouts::Layouts;
@@ -145,7 +147,9 @@ impl Kv {
             store: _,
         } = options;
         let tracked = tracker.clone();
-        let inner = Inner { node, replica, clock, layouts, links, tracker: tracked, metrics, turn, relaxed };
+        let lists = Budget::new(("LISTS_BYTES_MAX", limits::LISTS_BYTES_MAX), limits::LIST_WAIT_MAX);
+        let inner =
+            Inner { node, replica, clock, layouts, links, tracker: tracked, metrics, turn, relaxed, lists };
         let coordinator = Coordinator { inner: Arc::new(inner) };
         tracker.spawn(Transition::new(coordinator.clone(), report).run(stop.clone()));
         tracker.spawn(tick(coordinator.clone(), stop.clone()));
@@ -257,34 +261,62 @@ fn phase_name(phase: Phase) -> &'static str {
 }
 
 /// A place for the engine, filled when the node has become a member.
-#[derive(Clone)]
-pub struct KvSlot(Arc<latest::Sender<Option<Kv>>>);
+#[derive(Clone, Default)]
+pub struct KvSlot(Arc<latest::Sender<Slot>>);
 
-impl Default for KvSlot {
-    fn default() -> Self {
-        Self(Arc::new(latest::Sender::new(None)))
-    }
+#[derive(Clone, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Serving(Kv),
+    /// The engine must not be asked, for this reason.
+    Refusing(Kv, Failure),
 }
 
 impl KvSlot {
     /// Fills the place.
     pub fn fill(&self, kv: Kv) {
-        self.0.send_replace(Some(kv));
+        self.0.send_replace(Slot::Serving(kv));
     }
 
     /// Empties it, so that the store can be closed.
     pub fn clear(&self) {
-        self.0.send_replace(None);
+        self.0.send_replace(Slot::Empty);
+    }
+
+    /// Refuses whoever asks from now on, for a reason; or serves again when there is none.
+    pub fn set_refused(&self, reason: Option<Failure>) {
+        self.0.send_if_modified(|slot| {
+            let next = match (&*slot, reason) {
+                (Slot::Serving(kv), Some(reason)) => Slot::Refusing(kv.clone(), reason),
+                (Slot::Refusing(kv, _), None) => Slot::Serving(kv.clone()),
+                (Slot::Refusing(..), Some(_)) | (Slot::Serving(_), None) | (Slot::Empty, _) => return false,
+            };
+            *slot = next;
+            true
+        });
+    }
+
+    /// Resolves when whoever asks is refused.
+    pub async fn refused(&self) {
+        let mut slot = self.0.subscribe();
+        // A slot that is gone refuses everybody.
+        let _ = slot.wait_for(|slot| !matches!(slot, Slot::Serving(_))).await;
     }
 
     /// The engine.
     ///
     /// # Errors
-    /// `NOT_READY` before the node is a member, and after it has stopped.
+    /// `NOT_READY` before the node is a member, and after it has stopped; the reason when it refuses.
     pub fn get(&self) -> Result<Kv, Failure> {
-        self.0.borrow().clone().ok_or_else(|| {
-            Failure::new(ErrorCode::NotReady, "this node has not joined a cluster yet: retry in a moment")
-        })
+        match &*self.0.borrow() {
+            Slot::Serving(kv) => Ok(kv.clone()),
+            Slot::Refusing(_, reason) => Err(reason.clone()),
+            Slot::Empty => {
+                let message = "this node has not joined a cluster yet: retry in a moment";
+                Err(Failure::new(ErrorCode::NotReady, message))
+            }
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
     ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Registers, Replicas,
-    Storage, end_leases,
+    Standing, Storage, end_leases,
 };
 use crate::sql::{FailedFlush, SqlEngines};
 
@@ -477,6 +477,13 @@ impl Core {
         let (told, entered) = watch::channel(None);
         let (tracker, stop) = (&self.tracker, &self.stop);
         tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, settings.kv, told));
+        let standing = Standing {
+            cluster: self.cluster.clone(),
+            kv: self.kv.clone(),
+            channels: self.channels.clone(),
+            bootstrap: settings.bootstrap.clone(),
+        };
+        tracker.spawn(standing.run(stop.clone()));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
         tracker.spawn(end_leases(self.replicas.clone(), stop.clone()));

@@ -16,7 +16,7 @@ pub use cluster::{ClusterService, Parts as ClusterParts};
 pub use databases::Databases;
 pub use disk::DiskState;
 pub use health::Health;
-pub use membership::{ClusterSlot, Members};
+pub use membership::{ClusterSlot, Members, Standing};
 pub use registers::{Registers, Watch, end_leases};
 pub use replicas::Replicas;
 pub use storage::Storage;

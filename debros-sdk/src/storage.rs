@@ -203,14 +203,14 @@ impl ResumeToken {
 pub enum WatchEvent {
     /// A value was put.
     Put(Entry),
-    /// A key was deleted, or its value expired.
+    /// A key was deleted, whether there was a value or not, or its value expired.
     Deleted {
         /// The key.
         key: String,
         /// The version of the deletion, or of the value that expired.
         version: Version,
     },
-    /// Changes were missed: list again.
+    /// Changes were missed: list again. Changes from now on are told.
     Lagged,
     /// Everything from before the watch began, or since its resume token, was told.
     CaughtUp,

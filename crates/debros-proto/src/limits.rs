@@ -142,6 +142,13 @@ pub const CALLS_FRAME_BYTES: usize = 256 << 10;
 pub const CALLS_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A version may be born at most this far ahead of a replica's clock.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_millis(500);
+/// What a client or another node says lifts a node's clock this far ahead of its time of day at most. A version
+/// further ahead is kept, and written over above it, without every other write following: others whose clocks
+/// are late would refuse those.
+pub const CLOCK_LIFT_MAX: Duration = Duration::from_millis(100);
+/// Versions given ahead of a node's clock that it has to remember, in runs of consecutive ones; past it a write
+/// that needs another is refused until time has caught up, which takes less than [`CLOCK_AHEAD_MAX`].
+pub const CLOCK_LIFTED_RUNS_MAX: usize = 64 << 10;
 /// A node whose clock is further than this from its peers' median coordinates no writes.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(250);
 /// Hints kept for absent replicas, in bytes; past it anti-entropy repairs alone.
@@ -150,8 +157,21 @@ pub const HINTS_BYTES_MAX: u64 = 256 << 20;
 pub const HINT_LIFE: Duration = Duration::from_secs(3 * 3600);
 /// Changes that wait for one watcher; past it the watcher is told that it lags.
 pub const WATCH_EVENTS_MAX: usize = 4096;
+/// The latest changes that a node keeps for all who watch, in bytes; whoever is further behind is told that it
+/// lags. A single batch of writes is kept whatever its size.
+pub const WATCH_RING_BYTES_MAX: usize = 16 << 20;
+/// What listings under way on one node may take in memory; past it they wait for [`LIST_WAIT_MAX`], and then the
+/// answer is `BUSY`.
+pub const LISTS_BYTES_MAX: usize = 512 << 20;
+/// A listing waits so long for others to end. Longer, and another node would have answered.
+pub const LIST_WAIT_MAX: Duration = Duration::from_secs(1);
+/// A node to which the meta group has been silent for so long asks other members whether it is still one.
+pub const META_SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Watches of one node at a time.
 pub const STORAGE_WATCHES_MAX: usize = 4096;
+/// Room of the storage that values do not take, an eighth of `storage.max_size` and this at most: deletions, and
+/// what frees room, go on in it. Repairs may take half of it, so that reads go on, too.
+pub const STORAGE_RESERVE_BYTES_MAX: u64 = 64 << 20;
 
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;

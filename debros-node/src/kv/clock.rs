@@ -1,8 +1,13 @@
 //! Hybrid logical clocks (Kulkarni et al. 2014), and whether this node's clock may be trusted.
 //!
 //! A stamp is 48 bits of milliseconds since the Unix epoch and 16 bits of a counter. Stamps of one node
-//! only grow, and grow past every stamp it has seen. Clocks are compared where a version is born, and
+//! are never given twice; apart from those that a client's number lifted they only grow. Clocks are compared where a version is born, and
 //! nowhere else: a version that exists must be able to spread.
+//!
+//! What a client has seen lifts its own write above that, and this node's clock only as far as harms nobody
+//! ([`limits::CLOCK_LIFT_MAX`]): a client that lies is one whose writes fail, not everybody's. The same holds for
+//! versions that are observed. Nothing relies on the clock having followed: a write that finds a newer version at a
+//! replica of its quorum is stamped again above it, so each key's versions grow in the order of its writes.
 //!
 //! The `uhlc` crate is not used: its clock is a bare function, one for the process, and a simulation has
 //! many nodes in one.
@@ -41,6 +46,8 @@ pub(super) struct VersionClock {
 #[derive(Default)]
 struct State {
     last: u64,
+    /// Stamps that were given above it.
+    lifted: Runs,
     /// How far each peer's clock is ahead of this node's, in milliseconds, and when that was found.
     offsets: BTreeMap<NodeId, (i64, Instant)>,
     /// Wall clock and steady clock at one moment: a step of the wall clock shows between the two.
@@ -62,14 +69,16 @@ impl VersionClock {
         self.clock.unix_ms()
     }
 
-    /// A version above everything this node has stamped or seen, and above `seen`.
+    /// A version above `seen` that was never given before.
     ///
     /// # Errors
     /// `UNAVAILABLE` when the version would lie too far in the future: somebody's clock is wrong.
     pub(super) fn stamp(&self, seen: u64) -> Result<Version, Failure> {
         let now = stamp_of(self.unix_ms());
         let mut state = self.state();
-        let stamp = now.max(state.last + 1).max(seen.saturating_add(1));
+        let own = now.max(state.last + 1);
+        state.lifted.forget_below(own);
+        let stamp = state.lifted.free(own.max(seen.saturating_add(1)));
         if stamp > now + stamp_of(ahead_max_ms()) {
             let ahead = unix_ms_of(stamp - now);
             return Err(Failure::new(
@@ -80,14 +89,22 @@ impl VersionClock {
                 ),
             ));
         }
-        state.last = stamp;
+        if stamp <= (now + stamp_of(lift_max_ms())).max(state.last + 1) {
+            state.last = stamp;
+        } else if state.lifted.len() < limits::CLOCK_LIFTED_RUNS_MAX {
+            state.lifted.take(stamp);
+        } else {
+            let message =
+                "too many writes above versions from the future, CLOCK_LIFTED_RUNS_MAX: retry in a moment";
+            return Err(Failure::new(ErrorCode::Unavailable, message));
+        }
         Ok(Version { clock: stamp, node: self.node })
     }
 
-    /// Takes note of a version, so that the next stamp is above it.
+    /// Takes note of a version, so that the next stamp is above it, and need not be given again.
     pub(super) fn observe(&self, stamp: u64) {
         // One from the future would carry this clock away with it.
-        if stamp <= stamp_of(self.unix_ms() + ahead_max_ms()) {
+        if stamp <= stamp_of(self.unix_ms() + lift_max_ms()) {
             let mut state = self.state();
             state.last = state.last.max(stamp);
         }
@@ -164,6 +181,41 @@ impl VersionClock {
     }
 }
 
+/// Numbers that are taken, as runs of consecutive ones: the first of each and its last.
+#[derive(Default)]
+struct Runs(BTreeMap<u64, u64>);
+
+impl Runs {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first number from this one on that is not taken.
+    fn free(&self, number: u64) -> u64 {
+        let run = self.0.range(..=number).next_back();
+        run.filter(|(_, last)| **last >= number).map_or(number, |(_, last)| last + 1)
+    }
+
+    /// Takes a number that is free.
+    fn take(&mut self, number: u64) {
+        let before = self.0.range(..number).next_back().filter(|(_, last)| **last + 1 == number);
+        let first = before.map_or(number, |(first, _)| *first);
+        let last = self.0.remove(&(number + 1)).unwrap_or(number);
+        self.0.insert(first, last);
+    }
+
+    /// Forgets the runs that end before a number.
+    fn forget_below(&mut self, number: u64) {
+        while let Some(run) = self.0.first_entry().filter(|run| *run.get() < number) {
+            run.remove();
+        }
+    }
+}
+
+fn lift_max_ms() -> u64 {
+    limits::CLOCK_LIFT_MAX.as_millis() as u64
+}
+
 fn ahead_max_ms() -> u64 {
     limits::CLOCK_AHEAD_MAX.as_millis() as u64
 }
@@ -180,7 +232,7 @@ mod tests {
     use debros_proto::NodeId;
     use tokio::time::Instant;
 
-    use super::{VersionClock, stamp_of};
+    use super::{Version, VersionClock, stamp_of};
     use crate::clock::Clock;
 
     fn clock_at(ms: u64) -> (VersionClock, Arc<AtomicU64>) {
@@ -197,10 +249,27 @@ mod tests {
         now.store(999_700, Ordering::Relaxed);
         let second = clock.stamp(0).unwrap();
         assert!(second > first);
-        let third = clock.stamp(stamp_of(1_000_100)).unwrap();
+        let third = clock.stamp(stamp_of(1_000_050)).unwrap();
         assert!(third > second);
+        now.store(1_000_000, Ordering::Relaxed);
         clock.observe(third.clock + 7);
         assert!(clock.stamp(0).unwrap().clock > third.clock + 7);
+    }
+
+    #[test]
+    fn what_a_client_says_it_has_seen_lifts_its_own_write_alone() {
+        let (clock, now) = clock_at(1_000_000);
+        let lie = stamp_of(1_000_400);
+        let lifted: Vec<Version> = (0..3).map(|_| clock.stamp(lie).unwrap()).collect();
+        assert_eq!(lifted.iter().map(|version| version.clock - lie).collect::<Vec<_>>(), [1, 2, 3]);
+        clock.observe(lifted[2].clock);
+        assert_eq!(clock.stamp(0).unwrap().clock, stamp_of(1_000_000), "others go on where they were");
+        let (between, after) = (clock.stamp(lie + 5).unwrap(), clock.stamp(lie).unwrap());
+        assert_eq!((between.clock - lie, after.clock - lie), (6, 4), "each above what it has seen");
+        // Time catches up: none of them is given again.
+        now.store(1_000_400, Ordering::Relaxed);
+        let own: Vec<u64> = (0..4).map(|_| clock.stamp(0).unwrap().clock - lie).collect();
+        assert_eq!(own, [0, 5, 7, 8]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
 use super::asks::Asks;
+use super::budget::Budget;
 use super::clock::VersionClock;
 use super::layouts::{Layouts, View};
 use super::links::{Links, NoAnswer};
@@ -58,6 +59,8 @@ pub(super) struct Inner {
     pub(super) turn: AtomicUsize,
     /// Namespaces whose writes are acknowledged before they are flushed.
     pub(super) relaxed: BTreeSet<String>,
+    /// The memory for listings.
+    pub(super) lists: Budget,
 }
 
 impl Inner {
@@ -114,7 +117,7 @@ impl Coordinator {
     /// Says whether the write may have been applied.
     pub(super) async fn write(&self, write: Write) -> Result<Version, Failure> {
         let partition = partition_of(&write.namespace, &write.key);
-        let mut course = Course { seen: write.seen_clock, restamped: false, touched: false };
+        let mut course = Course { seen: write.seen_clock, restamped: false, touched: false, full: None };
         loop {
             let view = self.inner.layouts.current()?;
             let others = view.peers().len() - usize::from(view.peers().contains_key(&self.inner.node));
@@ -141,7 +144,10 @@ impl Coordinator {
                     self.inner.layouts.newer_than(view.version(), write.deadline).await;
                 }
                 Round::Behind => tokio::time::sleep(super::read::BEHIND_PAUSE).await,
-                Round::TooFew => return Err(course.failed(too_few(&view, partition))),
+                Round::TooFew => {
+                    let failure = course.full.take().unwrap_or_else(|| too_few(&view, partition));
+                    return Err(course.failed(failure));
+                }
             }
             if Instant::now() >= write.deadline {
                 return Err(course.failed(too_few(&view, partition)));
@@ -187,6 +193,7 @@ impl Coordinator {
                 }
                 Said::No(no) => {
                     behind |= no.is_behind();
+                    course.full = no.no_room().or(course.full.take());
                     absent.push(node);
                     if is_planted(Bug::HintCountsTowardsQuorum) {
                         tally.answered(view, partition, node, &Said::Stored);
@@ -280,6 +287,8 @@ struct Course {
     restamped: bool,
     /// A replica may have stored it.
     touched: bool,
+    /// A replica has no room for it.
+    full: Option<Failure>,
 }
 
 impl Course {

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use debros_net::PeerId;
-use debros_proto::layout::Layout;
+use debros_proto::layout::{Layout, Phase, majority};
 use debros_proto::{ErrorCode, Failure, NodeId, v1};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,8 +16,6 @@ use tokio::time::Instant;
 pub(super) struct View {
     layout: Layout,
     peers: BTreeMap<NodeId, PeerId>,
-    /// When it was adopted, by this node's clock.
-    adopted_unix_ms: u64,
 }
 
 impl Deref for View {
@@ -29,10 +27,10 @@ impl Deref for View {
 }
 
 impl View {
-    fn new(layout: Layout, adopted_unix_ms: u64) -> Self {
+    fn new(layout: Layout) -> Self {
         let peers = layout.writers().flat_map(|placement| placement.peers());
         let peers = peers.filter_map(|(node, peer)| Some((*node, peer.parse().ok()?))).collect();
-        Self { layout, peers, adopted_unix_ms }
+        Self { layout, peers }
     }
 
     /// The peer of a node in any set.
@@ -43,11 +41,6 @@ impl View {
     /// The nodes of all sets and their peers.
     pub(super) fn peers(&self) -> &BTreeMap<NodeId, PeerId> {
         &self.peers
-    }
-
-    /// When it was adopted, in milliseconds since the Unix epoch by this node's clock.
-    pub(super) fn adopted_unix_ms(&self) -> u64 {
-        self.adopted_unix_ms
     }
 
     /// Every node that a write of the partition goes to.
@@ -105,8 +98,26 @@ impl Layouts {
     }
 
     /// Acts under this layout from now on.
-    pub(super) fn set_adopted(&self, layout: Layout, unix_ms: u64) {
-        self.adopted.send_replace(Some(Arc::new(View::new(layout, unix_ms))));
+    pub(super) fn set_adopted(&self, layout: Layout) {
+        self.adopted.send_replace(Some(Arc::new(View::new(layout))));
+    }
+
+    /// Whether it is known that no quorum of a partition's old set answers reads of the earlier layout any more.
+    pub(super) fn old_reads_refused(&self, view: &View, partition: u16) -> bool {
+        let known = self.known.borrow();
+        let Some(known) = known.as_ref().filter(|known| known.version == view.version()) else {
+            return false;
+        };
+        if view.phase() != Phase::ReadNext {
+            return false;
+        }
+        let old = view.current();
+        let refuses = |node: &&NodeId| {
+            let told = known.progress.iter().find(|told| told.node_id == node.0);
+            told.is_some_and(|told| told.acknowledged == view.version())
+        };
+        let refusing = old.nodes_of(partition).iter().filter(refuses).count();
+        refusing > old.replicas() - majority(old.replicas())
     }
 
     /// The layout under which this node acts.
@@ -134,5 +145,37 @@ impl Layouts {
         let mut adopted = self.watch_adopted();
         let newer = adopted.wait_for(|view| view.as_ref().is_some_and(|view| view.version() > version));
         matches!(tokio::time::timeout_at(deadline, newer).await, Ok(Ok(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use debros_proto::layout::{Layout, Phase};
+    use debros_proto::v1;
+
+    use super::{Layouts, View};
+
+    fn set(nodes: &[u64]) -> v1::LayoutSet {
+        let node = |id: &u64| v1::LayoutNode { node_id: *id, ..Default::default() };
+        v1::LayoutSet { replicas: 3, nodes: nodes.iter().map(node).collect() }
+    }
+
+    #[test]
+    fn old_reads_are_over_once_no_quorum_of_the_old_set_may_answer_them() {
+        let layouts = Layouts::new();
+        let mut layout = v1::StorageLayout {
+            version: 5,
+            phase: Phase::ReadNext as i32,
+            current: Some(set(&[1, 2, 3])),
+            next: Some(set(&[3, 4, 5])),
+            progress: Vec::new(),
+        };
+        let view = View::new(Layout::new(layout.clone()).unwrap());
+        layouts.update(layout.clone());
+        for (node_id, acknowledged, over) in [(4, 5, false), (1, 5, false), (2, 4, false), (3, 5, true)] {
+            layout.progress.push(v1::LayoutProgress { node_id, acknowledged, copied: 0 });
+            layouts.update(layout.clone());
+            assert_eq!(layouts.old_reads_refused(&view, 7), over, "after node {node_id}");
+        }
     }
 }

@@ -50,6 +50,14 @@ impl NoAnswer {
         }
     }
 
+    /// What the replica said, if it has no room.
+    pub(super) fn no_room(&self) -> Option<Failure> {
+        match self {
+            Self::Refused(failure) if failure.code == ErrorCode::DiskFull => Some(failure.clone()),
+            _ => None,
+        }
+    }
+
     /// The replica will do it soon: it has not adopted the layout yet.
     pub(super) fn is_behind(&self) -> bool {
         matches!(self, Self::Refused(failure) if failure.code == ErrorCode::NotReady)

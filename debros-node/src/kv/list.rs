@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use debros_proto::layout::partitions_of;
 use debros_proto::{Failure, NodeId, limits, v1};
+use futures::StreamExt;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 use v1::replica_call::Operation;
@@ -25,6 +26,9 @@ use super::record::{Record, Version};
 const SHARE_MARGIN: usize = 8;
 /// Rounds over the replicas for one page; what is missing then comes with the next page.
 const ROUNDS_MAX: usize = 16;
+
+/// Keys on which replicas disagree that are read at a time.
+const DISPUTED_AT_A_TIME: usize = 16;
 
 /// Keys to be listed.
 #[derive(Clone, Debug)]
@@ -64,8 +68,26 @@ struct Part {
     scanned_to: Option<String>,
 }
 
+/// How much is asked of each replica of a partition.
+#[derive(Clone, Copy)]
+struct Ask {
+    keys: usize,
+    /// The entry that meets this is the last one.
+    bytes: usize,
+}
+
+impl Ask {
+    /// What an answer takes in memory at most.
+    fn bytes_max(self, with_values: bool) -> usize {
+        let value = if with_values { limits::STORAGE_VALUE_BYTES_MAX } else { 0 };
+        let entry = limits::STORAGE_KEY_BYTES_MAX + value;
+        (self.keys * entry).min(self.bytes + entry) + self.keys * size_of::<(String, Record)>()
+    }
+}
+
 /// One replica's answer.
 struct Answer {
+    node: NodeId,
     records: BTreeMap<String, Record>,
     scanned_to: Option<String>,
     collected_to: u64,
@@ -122,7 +144,10 @@ impl Coordinator {
     async fn list_part(&self, list: &List, wanted: usize) -> Result<Part, Failure> {
         let partitions = partitions_of(&list.namespace);
         let share = 2 * wanted / partitions.len() + SHARE_MARGIN;
-        let parts = partitions.into_iter().map(|partition| self.list_partition(list, partition, share));
+        let ask = Ask { keys: share, bytes: (2 * limits::STORAGE_PAGE_BYTES_MAX / partitions.len()) };
+        let answers = needed(list.quorum, self.inner.layouts.current()?.readers()) * partitions.len();
+        let _room = self.inner.lists.take(answers * ask.bytes_max(list.with_values), list.deadline).await?;
+        let parts = partitions.into_iter().map(|partition| self.list_partition(list, partition, ask));
         let parts = try_join_all(parts).await?;
         let scanned_to = parts.iter().filter_map(|part| part.scanned_to.clone()).min();
         let mut records = BTreeMap::new();
@@ -135,12 +160,12 @@ impl Coordinator {
         Ok(Part { records, scanned_to })
     }
 
-    async fn list_partition(&self, list: &List, partition: u16, share: usize) -> Result<Part, Failure> {
+    async fn list_partition(&self, list: &List, partition: u16, ask: Ask) -> Result<Part, Failure> {
         loop {
             let view = self.inner.layouts.current()?;
-            let round = self.scan_round(&view, list, partition, share);
+            let round = self.scan_round(&view, list, partition, ask);
             match tokio::time::timeout_at(list.deadline, round).await {
-                Ok(Ok(answers)) => return self.settle(&view, list, answers).await,
+                Ok(Ok(answers)) => return self.settle(&view, list, partition, answers).await,
                 Ok(Err(NoAnswer::NewerLayout(_))) => {
                     self.inner.layouts.newer_than(view.version(), list.deadline).await;
                 }
@@ -158,13 +183,13 @@ impl Coordinator {
         view: &Arc<View>,
         list: &List,
         partition: u16,
-        share: usize,
+        ask: Ask,
     ) -> Result<Vec<Answer>, NoAnswer> {
         let wanted = needed(list.quorum, view.readers());
         let mut order = self.reading_order(view, partition).into_iter();
         let mut asks = Asks::new();
         for node in order.by_ref().take(wanted) {
-            asks.push(self.scan_at(view, node, list, partition, share));
+            asks.push(self.scan_at(view, node, list, partition, ask));
         }
         let mut answers = Vec::with_capacity(wanted);
         let mut refused = NoAnswer::NotAsked;
@@ -173,6 +198,7 @@ impl Coordinator {
                 Ok(answer) => {
                     answers.push(answer);
                     if answers.len() == wanted {
+                        self.scan_beside(view, list, partition, ask, &mut answers).await;
                         return Ok(answers);
                     }
                 }
@@ -185,12 +211,41 @@ impl Coordinator {
                         refused = no;
                     }
                     if let Some(node) = order.next() {
-                        asks.push(self.scan_at(view, node, list, partition, share));
+                        asks.push(self.scan_at(view, node, list, partition, ask));
                     }
                 }
             }
         }
         Err(refused)
+    }
+
+    /// While one layout replaces another, adds what others hold, so that a quorum of each set has answered: see
+    /// [`super::read`]. Without them each key is read for itself.
+    async fn scan_beside(
+        &self,
+        view: &Arc<View>,
+        list: &List,
+        partition: u16,
+        ask: Ask,
+        answers: &mut Vec<Answer>,
+    ) {
+        let mut nodes: Vec<NodeId> = answers.iter().map(|answer| answer.node).collect();
+        if list.quorum == Quorum::One || self.is_settled(view, partition, &nodes) {
+            return;
+        }
+        let bare = List { with_values: false, ..list.clone() };
+        let mut asks = Asks::new();
+        for node in view.writers_of(partition).into_iter().filter(|node| !nodes.contains(node)) {
+            asks.push(self.scan_at(view, node, &bare, partition, ask));
+        }
+        while !self.is_settled(view, partition, &nodes)
+            && let Some(answer) = asks.next().await
+        {
+            if let Ok(answer) = answer {
+                nodes.push(answer.node);
+                answers.push(answer);
+            }
+        }
     }
 
     async fn scan_at(
@@ -199,14 +254,15 @@ impl Coordinator {
         node: NodeId,
         list: &List,
         partition: u16,
-        share: usize,
+        ask: Ask,
     ) -> Result<Answer, NoAnswer> {
         let scan = v1::ReplicaScan {
             partition: u32::from(partition),
             namespace: list.namespace.clone(),
             prefix: list.prefix.clone(),
             after: list.after.clone(),
-            limit: u32::try_from(share).unwrap_or(u32::MAX),
+            limit: u32::try_from(ask.keys).unwrap_or(u32::MAX),
+            bytes: ask.bytes as u64,
             with_values: list.with_values,
         };
         let Outcome::Scanned(scanned) = self.ask_any(view, node, Operation::Scan(scan)).await? else {
@@ -216,6 +272,7 @@ impl Coordinator {
         let records = scanned.entries.into_iter();
         let records = records.filter_map(|entry| Some((entry.key, Record::from_wire(entry.record?)?)));
         Ok(Answer {
+            node,
             records: records.collect(),
             // An incomplete answer has at least one entry.
             scanned_to: (!scanned.complete).then(|| last.unwrap_or_default()),
@@ -224,10 +281,18 @@ impl Coordinator {
     }
 
     /// Makes one of the replicas' answers. A key on which they disagree is read for itself, which repairs it.
-    async fn settle(&self, view: &View, list: &List, answers: Vec<Answer>) -> Result<Part, Failure> {
+    async fn settle(
+        &self,
+        view: &View,
+        list: &List,
+        partition: u16,
+        answers: Vec<Answer>,
+    ) -> Result<Part, Failure> {
         let scanned_to = answers.iter().filter_map(|answer| answer.scanned_to.clone()).min();
         let covered = |key: &String| scanned_to.as_ref().is_none_or(|end| key <= end);
         let alone = list.quorum == Quorum::One;
+        let nodes: Vec<NodeId> = answers.iter().map(|answer| answer.node).collect();
+        let settled = self.is_settled(view, partition, &nodes);
         let mut records = BTreeMap::new();
         let mut disputed = BTreeSet::new();
         for (key, record) in answers.iter().flat_map(|answer| &answer.records).filter(|(key, _)| covered(key))
@@ -239,14 +304,13 @@ impl Coordinator {
                 let theirs: Option<Version> = answer.records.get(key).map(|record| record.version);
                 theirs == Some(record.version) && answer.collected_to == answers[0].collected_to
             };
-            let agree = answers.iter().all(same) && !self.may_be_missing_in_next(view, record.version);
-            if alone || agree {
+            if alone || (settled && answers.iter().all(same)) {
                 records.insert(key.clone(), record.clone());
             } else {
                 disputed.insert(key.clone());
             }
         }
-        for key in disputed {
+        let read = disputed.into_iter().map(|key| async move {
             let get = Get {
                 namespace: list.namespace.clone(),
                 key: key.clone(),
@@ -254,9 +318,11 @@ impl Coordinator {
                 quorum: list.quorum,
                 deadline: list.deadline,
             };
-            if let Some(record) = self.get(&get).await? {
-                records.insert(key, record);
-            }
+            Ok::<_, Failure>((key, self.get(&get).await?))
+        });
+        let mut read = futures::stream::iter(read).buffer_unordered(DISPUTED_AT_A_TIME);
+        while let Some((key, record)) = read.next().await.transpose()? {
+            records.extend(record.map(|record| (key, record)));
         }
         Ok(Part { records, scanned_to })
     }

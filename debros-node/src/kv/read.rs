@@ -1,10 +1,20 @@
 //! Reading one key: the newest of what a quorum of replicas holds, which a quorum holds before it is given.
+//!
+//! While one layout replaces another, a quorum of each set holds it, so that no later read shows less:
+//!
+//! - A version that one old replica had alone reaches another by repair, a hint or a retried write after that
+//!   was copied from. Both are a quorum of the old set, and the next set's readers would miss it.
+//! - A write that failed reached a quorum of the next set alone, and that is read from: a coordinator that has
+//!   not heard of this would read less from the old set, until so many old replicas refuse it that it cannot.
+//!
+//! Replicas look at the layout before and after they read, so what one of them shows under a layout was there
+//! before it adopted the next one, and with that before it was copied from.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use debros_proto::layout::{Phase, partition_of};
+use debros_proto::layout::{Placement, partition_of};
 use debros_proto::{Failure, NodeId, v1};
 use futures::future::BoxFuture;
 use tokio::time::Instant;
@@ -12,7 +22,6 @@ use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
 use super::asks::Asks;
-use super::clock::stamp_of;
 use super::coordinator::{Coordinator, Quorum, local, needed, too_few};
 use super::layouts::View;
 use super::links::NoAnswer;
@@ -26,8 +35,6 @@ const HEDGE_AFTER: Duration = Duration::from_millis(20);
 const TURN_READS: usize = 64;
 /// Pause before replicas that have not adopted the layout yet are asked again.
 pub(super) const BEHIND_PAUSE: Duration = Duration::from_millis(5);
-/// Writes that began before a node adopted a layout end within this.
-const LATE_WRITES: Duration = Duration::from_secs(10);
 
 /// A key to be read.
 #[derive(Clone, Debug)]
@@ -199,8 +206,12 @@ impl Coordinator {
         let Some((newest, collected_to)) = newest(&held) else { return Ok(None) };
         self.inner.clock.observe(newest.clock);
         let is_newest = |held: &&Held| held.record.as_ref().is_some_and(|record| record.version == newest);
-        let holders: Vec<NodeId> = held.iter().filter(is_newest).map(|held| held.node).collect();
-        let agree = holders.len() == held.len() && !self.may_be_missing_in_next(view, newest);
+        let mut holders: Vec<NodeId> = held.iter().filter(is_newest).map(|held| held.node).collect();
+        let alike = holders.len() == held.len();
+        if alike && get.quorum != Quorum::One && !self.is_settled(view, partition, &holders) {
+            self.add_holders(view, partition, get, newest, &mut holders).await;
+        }
+        let agree = alike && self.is_settled(view, partition, &holders);
         let complete = held.iter().filter(is_newest).find(|held| held.with_value || held.tombstone());
         let mut record = complete.and_then(|held| held.record.clone());
         let repairs = !agree && get.quorum != Quorum::One && !is_planted(Bug::ReadRepairOff);
@@ -219,10 +230,43 @@ impl Coordinator {
         Ok(record.or_else(|| held.into_iter().filter_map(|held| held.record).find(|r| r.version == newest)))
     }
 
-    /// While a change of the layout copies, a write that reached the old set alone may have been passed by.
-    pub(super) fn may_be_missing_in_next(&self, view: &View, version: Version) -> bool {
-        let late = view.adopted_unix_ms().saturating_sub(LATE_WRITES.as_millis() as u64);
-        view.phase() == Phase::WriteBoth && version.clock >= stamp_of(late)
+    /// Whether every later read at a quorum meets one of these nodes, whichever set it reads.
+    pub(super) fn is_settled(&self, view: &View, partition: u16, holders: &[NodeId]) -> bool {
+        let held = |placement: &Placement| {
+            let here = holders.iter().filter(|node| placement.holds(**node, partition)).count();
+            here >= needed(Quorum::Majority, placement)
+        };
+        match view.next() {
+            None => held(view.current()),
+            Some(next) => {
+                held(next) && (held(view.current()) || self.inner.layouts.old_reads_refused(view, partition))
+            }
+        }
+    }
+
+    /// Finds out who else holds a version, or a newer one, until enough do. Most often those of the other set have
+    /// it already, and the value need not travel.
+    async fn add_holders(
+        &self,
+        view: &Arc<View>,
+        partition: u16,
+        get: &Get,
+        version: Version,
+        holders: &mut Vec<NodeId>,
+    ) {
+        let mut asks = Asks::new();
+        for node in view.writers_of(partition).into_iter().filter(|node| !holders.contains(node)) {
+            asks.push(self.ask_read(view.clone(), node, partition, get, false));
+        }
+        while let Ok(Some((node, _, found))) = tokio::time::timeout(HEDGE_AFTER, asks.next()).await {
+            let record = found.ok().and_then(|found| found.record).and_then(Record::from_wire);
+            if record.is_some_and(|record| record.version >= version) {
+                holders.push(node);
+                if self.is_settled(view, partition, holders) {
+                    return;
+                }
+            }
+        }
     }
 
     /// The whole record from one that holds it.
@@ -245,7 +289,7 @@ impl Coordinator {
         Err(too_few(view, partition))
     }
 
-    /// Has a majority of every placement hold the record.
+    /// Has a quorum of every set that may be read hold the record.
     async fn write_back(
         &self,
         view: &Arc<View>,
@@ -260,13 +304,7 @@ impl Coordinator {
         for node in view.writers_of(partition).into_iter().filter(|node| !holders.contains(node)) {
             asks.push(self.store_at(view.clone(), node, partition, vec![entry.clone()], collected_to, false));
         }
-        let held = |holders: &[NodeId]| {
-            view.writers().all(|placement| {
-                let here = holders.iter().filter(|node| placement.holds(**node, partition)).count();
-                here >= needed(Quorum::Majority, placement)
-            })
-        };
-        while !held(&holders) {
+        while !self.is_settled(view, partition, &holders) {
             match tokio::time::timeout_at(deadline, asks.next()).await {
                 Ok(Some((node, Ok(_)))) => holders.push(node),
                 Ok(Some((_, Err(NoAnswer::NewerLayout(layout))))) => self.inner.layouts.learn(*layout),

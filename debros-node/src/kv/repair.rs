@@ -19,7 +19,7 @@ use super::layouts::View;
 use super::links::NoAnswer;
 use super::record::{Entry, Place, Version};
 use super::replica::KEYS_PER_ANSWER_MAX;
-use super::store::{Durability, Origin, Put, ScanLimits, StoreError};
+use super::store::{Applied, Durability, Origin, Put, ScanLimits, StoreError};
 
 /// Partitions in one question.
 const ROOTS_PER_QUESTION: usize = 128;
@@ -33,6 +33,8 @@ pub(super) enum Unfinished {
     Peer(NoAnswer),
     #[error("the peer's answer makes no sense")]
     Malformed,
+    #[error("this node has adopted another layout meanwhile")]
+    LayoutChanged,
 }
 
 /// Compares with all peers in turn until the token is cancelled; one round takes at least `interval`.
@@ -134,7 +136,7 @@ pub(super) async fn exchange(
         merge(coordinator, view, node, page).await?;
         if complete {
             if collected_to > store.collected(partition) {
-                store.set_collected(partition, collected_to).await?;
+                store.set_collected(view.version(), partition, collected_to).await?;
                 coordinator.inner.replica.drop_collected(partition).await?;
             }
             return Ok(());
@@ -176,7 +178,10 @@ async fn merge(
     if !newer_there.is_empty() {
         let count = newer_there.len() as u64;
         let puts = newer_there.into_iter().map(|entry| Put { entry }).collect();
-        store.put(Origin::Replica(collected_to), Durability::Flushed, puts).await?;
+        let origin = Origin::Replica { layout: view.version(), collected_to };
+        if let Applied::Fenced(_) = store.put(origin, Durability::Flushed, puts).await?.all_kept()? {
+            return Err(Unfinished::LayoutChanged);
+        }
         coordinator.inner.metrics.repaired(count);
     }
     // By size, so that no message grows past its limit.

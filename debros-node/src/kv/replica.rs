@@ -1,9 +1,9 @@
 //! This node as a replica: it answers what coordinators and other replicas ask, from its store.
 //!
 //! Knows neither who else holds a partition nor what a quorum is. Invariants: a request of another layout
-//! than the adopted one is refused; a version from the future is not taken from its coordinator, and taken
-//! from everybody else; while the store lacks what it once had, nothing is read
-//! from it.
+//! than the adopted one is refused, also when that is adopted while the request is carried out; a version
+//! from the future is not taken from its coordinator, and taken from everybody else; while the store lacks
+//! what it once had, nothing is read from it.
 
 use std::sync::Arc;
 
@@ -165,6 +165,12 @@ impl Replica {
         }
     }
 
+    /// The answer of a read under a layout that was open before it, if it is still: what was read after a newer
+    /// one was adopted may have been written under that, or lack what this replica has given up.
+    fn still<T>(&self, layout: u64, answer: T) -> Result<T, Outcome> {
+        self.may_read(layout).map(|()| answer)
+    }
+
     async fn answer_reads(self, reads: Vec<(u64, u64, v1::ReplicaRead)>) -> Vec<v1::ReplicaReply> {
         let mut replies = Vec::with_capacity(reads.len());
         let mut asked = Vec::with_capacity(reads.len());
@@ -173,20 +179,23 @@ impl Replica {
             match (self.may_read(layout), partition_from_wire(partition)) {
                 (Ok(()), Ok(partition)) => {
                     let place = Place::new(partition, &namespace, &key);
-                    asked.push((id, Read { place, partition, with_value: !without_value }));
+                    asked.push(((id, layout), Read { place, partition, with_value: !without_value }));
                 }
                 (Err(refused), _) => replies.push(reply(id, refused)),
                 (_, Err(refused)) => replies.push(reply(id, failure(refused))),
             }
         }
-        let (ids, reads): (Vec<u64>, Vec<Read>) = asked.into_iter().unzip();
+        let (ids, reads): (Vec<(u64, u64)>, Vec<Read>) = asked.into_iter().unzip();
         match self.read_all(reads).await {
             Ok(found) => {
                 let found = ids.into_iter().zip(found);
-                replies.extend(found.map(|(id, found)| reply(id, Outcome::Read(found))));
+                replies.extend(found.map(|((id, layout), found)| {
+                    let answer = self.still(layout, Outcome::Read(found));
+                    reply(id, answer.unwrap_or_else(|refused| refused))
+                }));
             }
             Err(error) => {
-                replies.extend(ids.into_iter().map(|id| reply(id, failure(error.clone().into()))));
+                replies.extend(ids.into_iter().map(|(id, _)| reply(id, failure(error.clone().into()))));
             }
         }
         replies
@@ -212,7 +221,7 @@ impl Replica {
     pub(super) async fn read(&self, layout: u64, read: Read) -> Result<Outcome, Outcome> {
         self.may_read(layout)?;
         let mut found = self.read_all(vec![read]).await.map_err(|error| failure(error.into()))?;
-        Ok(Outcome::Read(found.remove(0)))
+        self.still(layout, Outcome::Read(found.remove(0)))
     }
 
     /// Writes one key for a coordinator on this node.
@@ -261,17 +270,19 @@ impl Replica {
 
     async fn scan(&self, layout: u64, scan: v1::ReplicaScan) -> Result<Outcome, Outcome> {
         self.may_read(layout)?;
-        let v1::ReplicaScan { partition, namespace, prefix, after, limit, with_values } = scan;
+        let v1::ReplicaScan { partition, namespace, prefix, after, limit, with_values, bytes } = scan;
         let partition = partition_from_wire(partition).map_err(failure)?;
         let entries = limit.clamp(1, limits::STORAGE_PAGE_KEYS_MAX) as usize;
-        let limits = ScanLimits { entries, bytes: limits::STORAGE_PAGE_BYTES_MAX, with_values };
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(usize::MAX);
+        let limits = ScanLimits { entries, bytes: bytes.min(limits::STORAGE_PAGE_BYTES_MAX), with_values };
         let collected_to = self.inner.store.collected(partition);
         let work = move |snapshot: &super::store::Snapshot<'_>| {
             snapshot.scan(partition, &namespace, &prefix, &after, limits)
         };
         let scanned = self.inner.store.read(work).await.map_err(stopped)?;
         let entries = scanned.entries.into_iter().map(Entry::into_wire).collect();
-        Ok(Outcome::Scanned(v1::ReplicaScanned { entries, complete: scanned.complete, collected_to }))
+        let scanned = v1::ReplicaScanned { entries, complete: scanned.complete, collected_to };
+        self.still(layout, Outcome::Scanned(scanned))
     }
 
     async fn roots(&self, layout: u64, asked: v1::ReplicaRoots) -> Result<Outcome, Outcome> {
@@ -283,14 +294,14 @@ impl Replica {
             let tree = self.inner.store.tree(partition).await.map_err(stopped)?;
             result.roots.push(tree.root().to_vec().into());
         }
-        Ok(Outcome::Roots(result))
+        self.still(layout, Outcome::Roots(result))
     }
 
     async fn leaves(&self, layout: u64, partition: u32) -> Result<Outcome, Outcome> {
         self.may_read(layout)?;
         let partition = partition_from_wire(partition).map_err(failure)?;
         let tree = self.inner.store.tree(partition).await.map_err(stopped)?;
-        Ok(Outcome::Leaves(v1::ReplicaLeavesResult { leaves: tree.to_bytes().into() }))
+        self.still(layout, Outcome::Leaves(v1::ReplicaLeavesResult { leaves: tree.to_bytes().into() }))
     }
 
     async fn keys(&self, layout: u64, asked: v1::ReplicaKeys) -> Result<Outcome, Outcome> {
@@ -305,20 +316,17 @@ impl Replica {
             snapshot.partition(partition, &after, &leaves, limits)
         };
         let scanned = self.inner.store.read(work).await.map_err(stopped)?;
-        Ok(Outcome::Keys(v1::ReplicaKeysResult {
+        let result = v1::ReplicaKeysResult {
             entries: scanned.entries.into_iter().map(Entry::into_wire).collect(),
             complete: scanned.complete,
             scanned_to: scanned.scanned_to,
             collected_to,
-        }))
+        };
+        self.still(layout, Outcome::Keys(result))
     }
 
     async fn keep(&self, layout: u64, store: v1::ReplicaStore) -> Result<Outcome, Outcome> {
         let v1::ReplicaStore { partition, entries, collected_to, hints } = store;
-        match self.inner.store.fence_of(layout) {
-            Fence::Open => {}
-            closed => return Err(self.fenced(closed)),
-        }
         let partition = partition_from_wire(partition).map_err(failure)?;
         let entries =
             entries.into_iter().map(|entry| Entry::from_wire(partition, entry).map(|entry| Put { entry }));
@@ -326,10 +334,12 @@ impl Replica {
         for put in &puts {
             self.inner.clock.observe(put.entry.record.version.clock);
         }
-        let origin = if hints { Origin::Hint } else { Origin::Replica(collected_to) };
-        let applied = self.inner.store.put(origin, Durability::Flushed, puts).await.map_err(stopped)?;
-        let Applied::Each(outcomes) = applied else {
-            unreachable!("what replicas say of each other is not fenced in the store")
+        let origin = if hints { Origin::Hint(layout) } else { Origin::Replica { layout, collected_to } };
+        let applied = self.inner.store.put(origin, Durability::Flushed, puts).await;
+        let applied = applied.and_then(Applied::all_kept).map_err(stopped)?;
+        let outcomes = match applied {
+            Applied::Each(outcomes) => outcomes,
+            Applied::Fenced(fence) => return Err(self.fenced(fence)),
         };
         let applied = outcomes.iter().filter(|outcome| **outcome == PutOutcome::Stored).count();
         Ok(Outcome::Stored(v1::ReplicaStored { applied: applied as u32 }))
@@ -342,16 +352,16 @@ impl Replica {
         self.inner.store.fence(partition, clock).await.map_err(stopped)?;
         let work = move |snapshot: &super::store::Snapshot<'_>| snapshot.tree_up_to(partition, clock);
         let tree = self.inner.store.read(work).await.map_err(stopped)?;
-        Ok(Outcome::Fenced(v1::ReplicaFenced { root: tree.root().to_vec().into() }))
+        self.still(layout, Outcome::Fenced(v1::ReplicaFenced { root: tree.root().to_vec().into() }))
     }
 
     async fn advance(&self, layout: u64, advance: v1::ReplicaAdvance) -> Result<Outcome, Outcome> {
         self.may_read(layout)?;
         let v1::ReplicaAdvance { partition, clock } = advance;
         let partition = partition_from_wire(partition).map_err(failure)?;
-        self.inner.store.set_collected(partition, clock).await.map_err(stopped)?;
+        self.inner.store.set_collected(layout, partition, clock).await.map_err(stopped)?;
         self.drop_collected(partition).await.map_err(stopped)?;
-        Ok(Outcome::Advanced(v1::ReplicaAdvanced {}))
+        self.still(layout, Outcome::Advanced(v1::ReplicaAdvanced {}))
     }
 
     /// Drops the tombstones that every replica has.
@@ -435,6 +445,7 @@ fn written(version: Version, outcome: PutOutcome) -> Outcome {
         PutOutcome::Stored => (version, 0),
         PutOutcome::Superseded(newer) => (newer, 0),
         PutOutcome::Collected(clock) => (Version::default(), clock),
+        PutOutcome::NoRoom => return failure(StoreError::Full.into()),
     };
     Outcome::Written(v1::ReplicaWritten { holds: Some(holds.into()), collected_to })
 }

@@ -8,12 +8,15 @@
 //!
 //! It knows versions and layouts' numbers, not who the replicas are. Invariants: nothing is acknowledged
 //! before it is flushed; of two records of a key the one with the greater version stays, in whatever
-//! order they come; a request of an older layout than the adopted one changes nothing, from the
-//! transaction on that adopted it; a transaction that fails changes nothing, and one whose flush fails
+//! order they come; whatever comes under an older layout than the adopted one changes nothing, from the
+//! transaction on that adopted it: a repair or hint that passed the replica's own check and was overtaken
+//! by an adoption is neither missed by those who copy from here under the newer layout, nor left behind in
+//! a partition that was cleared meanwhile; a transaction that fails changes nothing, and one whose flush fails
 //! ends the node.
 
 mod alter;
 mod applier;
+mod changes;
 mod journal;
 mod layers;
 mod puts;
@@ -29,7 +32,7 @@ use std::time::Duration;
 
 use debros_proto::layout::PARTITIONS;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
-use tokio::sync::{Mutex, broadcast, oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
 use super::record::{Entry, Place, Record, Version};
@@ -37,15 +40,15 @@ use super::tree::Tree;
 use crate::blocking::{Blocking, Jobs};
 use crate::planted::{Bug, is_planted};
 use applier::Applier;
+use changes::ChangeRing;
 use layers::SharedLayers;
 use reader::{ReadJob, Reader};
 use tables::Tables;
 use writer::{Job, TreeState, Writer};
 
+pub(super) use changes::{Heard, Listener};
 pub(super) use reader::{ScanLimits, Snapshot};
 
-/// Changes kept for a watcher that is behind.
-const CHANGES_KEPT: usize = limits::WATCH_EVENTS_MAX;
 /// Jobs that wait for the writer; past it askers wait.
 const WRITES_WAITING_MAX: usize = 4096;
 /// Jobs of one transaction: more would let the first of them wait for long.
@@ -147,6 +150,8 @@ pub(super) enum PutOutcome {
     Superseded(Version),
     /// The partition has been collected up to this clock: whether an older version is new cannot be told.
     Collected(u64),
+    /// It was not kept: what room there is, is for deletions.
+    NoRoom,
 }
 
 /// Whether a write may be applied under the layout that its sender knows.
@@ -174,10 +179,18 @@ pub(super) enum Durability {
 pub(super) enum Origin {
     /// A coordinator's, under this layout version.
     Coordinator(u64),
-    /// Repair and copies from a replica that has collected up to this clock.
-    Replica(u64),
-    /// Writes that were missed, from whoever kept them.
-    Hint,
+    /// Repair and copies under this layout version, from a replica that has collected up to this clock.
+    Replica { layout: u64, collected_to: u64 },
+    /// Writes that were missed, from whoever kept them, under this layout version.
+    Hint(u64),
+}
+
+impl Origin {
+    fn layout(self) -> u64 {
+        match self {
+            Self::Coordinator(layout) | Self::Replica { layout, .. } | Self::Hint(layout) => layout,
+        }
+    }
 }
 
 /// Puts that were applied together, or were not.
@@ -187,6 +200,16 @@ pub(super) enum Applied {
     Each(Vec<PutOutcome>),
     /// Nothing was changed: the layouts differ.
     Fenced(Fence),
+}
+
+impl Applied {
+    /// The same if there was room for all.
+    pub(super) fn all_kept(self) -> Result<Self, StoreError> {
+        match self {
+            Self::Each(outcomes) if outcomes.contains(&PutOutcome::NoRoom) => Err(StoreError::Full),
+            applied => Ok(applied),
+        }
+    }
 }
 
 /// What is known of each partition without asking the disk.
@@ -205,9 +228,6 @@ impl PartitionStates {
     }
 }
 
-/// A change that was made durable, as watchers are told of it.
-pub(super) type Changes = Arc<Vec<Entry>>;
-
 /// The store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -215,7 +235,7 @@ pub struct Store {
     readers: Jobs<ReadJob>,
     tables: Tables,
     states: Arc<PartitionStates>,
-    changes: broadcast::Sender<Changes>,
+    changes: ChangeRing,
     failed: watch::Receiver<Option<StoreError>>,
     /// Bytes of hints kept for absent replicas.
     hinted: Arc<AtomicU64>,
@@ -273,7 +293,7 @@ impl Store {
         let (tables, journal, hinted) = blocking.run(opening).await?;
         let hinted = Arc::new(AtomicU64::new(hinted));
         let (fail, failed) = watch::channel(None);
-        let changes = broadcast::Sender::new(CHANGES_KEPT);
+        let changes = ChangeRing::new();
         let layers = SharedLayers::default();
         let applier = Applier { tables: tables.clone(), layers: layers.clone(), fail: fail.clone() };
         let applier = blocking.worker("kv-apply", (LAYERS_WAITING_MAX, 1), applier, Applier::apply);
@@ -282,6 +302,8 @@ impl Store {
             states: states.clone(),
             layers: layers.clone(),
             journal,
+            credit: 0,
+            no_room: false,
             unflushed: false,
             frozen_generation: 0,
             applier,
@@ -413,12 +435,18 @@ impl Store {
         self.alter(|done| Job::FencePartition { partition, clock, done }).await
     }
 
-    /// Notes that every replica has everything up to this clock.
-    pub(super) async fn set_collected(&self, partition: u16, clock: u64) -> Result<(), StoreError> {
+    /// Notes that every replica has everything up to this clock, if this layout is still the adopted one: a
+    /// partition that was given up meanwhile and gained again begins anew.
+    pub(super) async fn set_collected(
+        &self,
+        layout: u64,
+        partition: u16,
+        clock: u64,
+    ) -> Result<(), StoreError> {
         if clock <= self.collected(partition) {
             return Ok(());
         }
-        self.alter(|done| Job::SetCollected { partition, clock, done }).await
+        self.alter(|done| Job::SetCollected { layout, partition, clock, done }).await
     }
 
     /// Drops these places if they are still what a collection up to `clock` drops; gives how many were.
@@ -428,13 +456,23 @@ impl Store {
         clock: u64,
         places: Vec<Place>,
     ) -> Result<u64, StoreError> {
-        self.alter(|done| Job::DropCollected { partition, clock, places, done }).await
+        let mut dropped = 0;
+        for places in places.chunks(self.tables.records_per_transaction()) {
+            let places = places.to_vec();
+            dropped += self.alter(|done| Job::DropCollected { partition, clock, places, done }).await?;
+        }
+        Ok(dropped)
     }
 
     /// Drops these places whose versions are exactly these: what a replica that has collected further does
     /// not have any more.
     pub(super) async fn drop_exactly(&self, dropped: Vec<(Place, Version)>) -> Result<u64, StoreError> {
-        self.alter(|done| Job::DropExactly { dropped, done }).await
+        let mut count = 0;
+        for dropped in dropped.chunks(self.tables.records_per_transaction()) {
+            let dropped = dropped.to_vec();
+            count += self.alter(|done| Job::DropExactly { dropped, done }).await?;
+        }
+        Ok(count)
     }
 
     /// Keeps a record for a replica that is absent. `false` when there is no room for more.
@@ -451,7 +489,11 @@ impl Store {
         target: NodeId,
         dropped: Vec<(Place, Version)>,
     ) -> Result<(), StoreError> {
-        self.alter(|done| Job::DropHints { target, dropped, done }).await
+        for dropped in dropped.chunks(self.tables.records_per_transaction()) {
+            let dropped = dropped.to_vec();
+            self.alter(|done| Job::DropHints { target, dropped, done }).await?;
+        }
+        Ok(())
     }
 
     /// The tree of a partition; computed when it is first asked for.
@@ -504,8 +546,8 @@ impl Store {
         self.tables.disk_bytes()
     }
     /// Changes as they become durable.
-    pub(super) fn watch(&self) -> broadcast::Receiver<Changes> {
-        self.changes.subscribe()
+    pub(super) fn watch(&self) -> Listener {
+        self.changes.listen()
     }
 
     /// Closes the files, once every other handle is gone; waits no longer than this.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::coordinator::Coordinator;
 use super::record::Entry;
-use super::store::{Durability, Origin, Put, StoreError};
+use super::store::{Applied, Durability, Origin, Put, StoreError};
 use crate::planted::{Bug, is_planted};
 
 /// Tells the meta group how far this node is.
@@ -119,9 +119,8 @@ impl Transition {
             }
             store.adopt(wire.clone(), lost).await?;
         }
-        let unix_ms = inner.clock.unix_ms();
         if inner.layouts.adopted().is_none_or(|view| view.version() < layout.version()) {
-            inner.layouts.set_adopted(layout.clone(), unix_ms);
+            inner.layouts.set_adopted(layout.clone());
             inner.metrics.set_layout(layout.version());
         }
         self.tell(&layout, 0).await?;
@@ -140,7 +139,7 @@ impl Transition {
         if layouts.adopted().is_none()
             && let Some(layout) = adopted.and_then(Layout::new)
         {
-            layouts.set_adopted(layout, self.coordinator.inner.clock.unix_ms());
+            layouts.set_adopted(layout);
         }
         Ok(())
     }
@@ -266,7 +265,7 @@ impl Transition {
                 lacks.needed -= 1;
                 lacks.collected = lacks.collected.max(collected);
                 if lacks.needed == 0 {
-                    self.copied(partition, lacks.collected).await?;
+                    self.copied(layout, partition, lacks.collected).await?;
                     lacking.remove(&partition);
                     self.coordinator.inner.metrics.set_to_copy(lacking.len());
                 }
@@ -280,10 +279,10 @@ impl Transition {
     }
 
     /// A partition was copied from enough nodes, of which one has collected it up to a clock.
-    async fn copied(&self, partition: u16, collected: u64) -> Result<(), StoreError> {
+    async fn copied(&self, layout: &Layout, partition: u16, collected: u64) -> Result<(), StoreError> {
         let replica = &self.coordinator.inner.replica;
         if collected > 0 {
-            replica.store().set_collected(partition, collected).await?;
+            replica.store().set_collected(layout.version(), partition, collected).await?;
             replica.drop_collected(partition).await?;
         }
         Ok(())
@@ -319,7 +318,7 @@ impl Transition {
             let unexpected = || CopyError::Source(tonic::Status::data_loss("a partition nobody asked for"));
             let partition = expected.ok_or_else(unexpected)?;
             if !entries.is_empty() {
-                self.keep(partition, entries, collected_to).await?;
+                self.keep(layout, partition, entries, collected_to).await?;
             }
             if last {
                 // Whoever settles what is done ends with the round.
@@ -332,6 +331,7 @@ impl Transition {
 
     async fn keep(
         &self,
+        layout: &Layout,
         partition: u16,
         entries: Vec<v1::ReplicaEntry>,
         collected_to: u64,
@@ -344,12 +344,11 @@ impl Transition {
         let count = entries.len() as u64;
         let puts = entries.into_iter().map(|entry| Put { entry }).collect();
         let inner = &self.coordinator.inner;
-        inner
-            .replica
-            .store()
-            .put(Origin::Replica(collected_to), Durability::Flushed, puts)
-            .await
-            .map_err(CopyError::Store)?;
+        let origin = Origin::Replica { layout: layout.version(), collected_to };
+        let kept = inner.replica.store().put(origin, Durability::Flushed, puts).await;
+        if let Applied::Fenced(_) = kept.and_then(Applied::all_kept).map_err(CopyError::Store)? {
+            return Err(CopyError::Source(tonic::Status::aborted("another layout was adopted meanwhile")));
+        }
         inner.metrics.copied(count);
         let pace =
             Duration::from_micros(bytes as u64 * 1_000_000 * COPIES_AT_A_TIME as u64 / COPY_BYTES_PER_SECOND);

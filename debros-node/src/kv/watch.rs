@@ -15,7 +15,7 @@ use debros_proto::layout::{majority, partitions_of};
 use debros_proto::{Failure, NodeId, limits, v1};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use v1::storage_event::Kind;
@@ -25,7 +25,7 @@ use super::coordinator::{Coordinator, Quorum};
 use super::layouts::View;
 use super::list::List;
 use super::record::{Entry, Record, Version};
-use super::store::Changes;
+use super::store::{Heard as Happened, Listener};
 
 /// Events in one message.
 const EVENTS_PER_MESSAGE_MAX: usize = 256;
@@ -72,7 +72,7 @@ pub(super) fn resume_token(clock: u64) -> Vec<u8> {
 
 /// The changes of some keys as this node's replica makes them.
 pub(super) fn changes(
-    changes: broadcast::Receiver<Changes>,
+    changes: Listener,
     namespace: String,
     prefix: String,
 ) -> impl Stream<Item = v1::ReplicaChanges> + Send {
@@ -80,8 +80,8 @@ pub(super) fn changes(
         let (namespace, prefix) = (namespace.clone(), prefix.clone());
         async move {
             loop {
-                match changes.recv().await {
-                    Ok(changed) => {
+                match changes.next().await? {
+                    Happened::Changes(changed) => {
                         let of_it =
                             |entry: &&Entry| entry.namespace == namespace && entry.key.starts_with(&prefix);
                         let entries: Vec<v1::ReplicaEntry> =
@@ -90,10 +90,9 @@ pub(super) fn changes(
                             return Some((v1::ReplicaChanges { entries, lagged: false }, changes));
                         }
                     }
-                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                    Happened::Missed => {
                         return Some((v1::ReplicaChanges { entries: Vec::new(), lagged: true }, changes));
                     }
-                    Err(broadcast::error::RecvError::Closed) => return None,
                 }
             }
         }

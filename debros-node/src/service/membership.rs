@@ -1,5 +1,7 @@
-//! The cluster as the services see it, not there until the node has become a member; and who may
-//! speak for its nodes.
+//! The cluster as the services see it, not there until the node has become a member; who may speak for
+//! its nodes; and whether this node is still one of them.
+
+mod standing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -15,6 +17,8 @@ use v1::cluster_client::ClusterClient;
 use crate::cluster::Cluster;
 use crate::cluster::map::NodeState;
 use crate::raft::Claim;
+
+pub use standing::Standing;
 
 /// A place for the cluster, filled once.
 #[derive(Clone)]
@@ -140,16 +144,22 @@ async fn trusted(cluster: &Cluster, channels: &Channels, bootstrap: &[Multiaddr]
 }
 
 async fn members_known_to(peer: PeerId, cluster: &Cluster, channels: &Channels) -> Vec<(NodeId, PeerId)> {
+    // One that does not know better is as good as one that does not answer.
+    let known = ask_for_members(peer, cluster, channels).await;
+    let members = known.map(|known| known.members).unwrap_or_default().into_iter();
+    members.filter_map(|member| Some((NodeId(member.node_id), member.peer_id.parse().ok()?))).collect()
+}
+
+/// What a peer of the same cluster knows of its members.
+async fn ask_for_members(
+    peer: PeerId,
+    cluster: &Cluster,
+    channels: &Channels,
+) -> Option<v1::MembersResponse> {
     let mut client = ClusterClient::new(channels.get(peer, Lane::Client));
     let request = v1::MembersRequest { header: Some(cluster.node_header()) };
     match tokio::time::timeout(ASK_TIMEOUT, client.members(request)).await {
-        Ok(Ok(reply)) if reply.get_ref().cluster_id.parse() == Ok(cluster.id()) => {
-            let members = reply.into_inner().members.into_iter();
-            members
-                .filter_map(|member| Some((NodeId(member.node_id), member.peer_id.parse().ok()?)))
-                .collect()
-        }
-        // One that does not know better is as good as one that does not answer.
-        _ => Vec::new(),
+        Ok(Ok(reply)) if reply.get_ref().cluster_id.parse() == Ok(cluster.id()) => Some(reply.into_inner()),
+        _ => None,
     }
 }

@@ -129,6 +129,9 @@ impl Storage {
         })?;
         let watch = Watch { namespace: authorised.namespace.as_str().to_owned(), prefix, resume };
         let events = self.kv.get()?.watch(watch)?.into_events();
+        let kv = self.kv.clone();
+        // Whoever watches goes on at another node.
+        let events = events.take_until(async move { kv.refused().await });
         Ok(events.inspect(move |_| {
             // Given back when whoever watches has gone.
             let _held = &permit;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use debros_node::kv::KvSlot;
 use debros_node::node::Settings;
+use debros_proto::ErrorCode;
 use debros_proto::layout::PARTITIONS;
-use debros_sdk::{Client, ErrorKind, Storage};
+use debros_sdk::{Client, ErrorKind, Storage, WatchEvent};
 
 use crate::support::{Cluster, eventually, expect};
 
@@ -229,6 +230,49 @@ async fn without_a_majority_nothing_is_acknowledged() {
     let one = debros_sdk::GetOptions { quorum: debros_sdk::Quorum::One, ..Default::default() };
     let found = client.storage().get_with(&key(1), one).await.expect("one replica is enough if asked so");
     assert_eq!(found.expect("a value").value, "here");
+    client.close().await;
+    cluster.shutdown().await;
+}
+
+/// It has a map that names it, and nobody sends it a newer one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_while_it_was_away_stops_serving() {
+    let mut cluster = Cluster::adjusted(4, hasty).await;
+    laid_out(&cluster, 4).await;
+    let client = cluster.client(0, "app").await;
+    put_all(&client, 0..10, "before").await;
+    let id = cluster.id(3).await;
+    cluster.stop(3).await;
+    client.cluster().leave(Some(id)).await.expect("it is taken out");
+    put_all(&client, 0..10, "after").await;
+    cluster.start_told(3).await;
+    let returned = cluster.client(3, "app").await;
+    let mut watch = returned.storage().watch("", Default::default()).await.expect("a watch");
+    let engine = kv(&cluster, 3);
+    eventually("it finds out that it is no member", async || match engine.get() {
+        Ok(_) => Err("it serves".to_owned()),
+        Err(failure) => {
+            expect((failure.code, failure.message.contains("was removed")), &(ErrorCode::Unavailable, true))
+        }
+    })
+    .await;
+    for index in 0..3 {
+        assert!(kv(&cluster, index).get().is_ok(), "members go on");
+    }
+    let one = debros_sdk::GetOptions { quorum: debros_sdk::Quorum::One, ..Default::default() };
+    let found = returned.storage().get_with(&key(1), one).await.expect("others answer").expect("a value");
+    assert_eq!(found.value, "after");
+    // A watch that had told nothing yet says that it lagged, and tells what comes then.
+    eventually("a watch goes on at a member", async || {
+        put_all(&client, 0..1, "later").await;
+        let event = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
+        let event = event.map_err(|_| "it tells nothing".to_owned())?.expect("no end");
+        let event = event.map_err(|error| error.to_string())?;
+        let later = matches!(&event, WatchEvent::Put(entry) if entry.value == "later");
+        expect(later, &true)
+    })
+    .await;
+    returned.close().await;
     client.close().await;
     cluster.shutdown().await;
 }

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::error::ErrorKind;
 use crate::storage::watch::Watch;
 use crate::storage::{
-    Cursor, GetOptions, ListOptions, PutOptions, Quorum, Storage, StorageOperation, StorageOutcome,
-    WatchEvent, WatchOptions,
+    Cursor, GetOptions, ListOptions, PutOptions, Quorum, ResumeToken, Storage, StorageOperation,
+    StorageOutcome, WatchEvent, WatchOptions,
 };
 
 /// What does not happen within this time does not happen.
@@ -32,6 +32,7 @@ pub async fn storage(storage: &dyn Storage) {
     pages(storage).await;
     batches(storage).await;
     watches(storage).await;
+    watched_versions(storage).await;
     resumed_watches(storage).await;
     mistakes(storage).await;
 }
@@ -173,7 +174,33 @@ async fn pages(storage: &dyn Storage) {
     let options = ListOptions { after: Some(Cursor::after("pages/54x")), ..ListOptions::default() };
     let page = storage.list_with("pages/", options).await.expect("a page");
     assert_eq!(page.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), expected[55..]);
+    let options = ListOptions { after: Some(Cursor::after("p")), ..ListOptions::default() };
+    let page = storage.list_with("pages/", options).await.expect("a page");
+    assert_eq!(page.entries.len(), 57, "after what comes before all of them");
+    let options = ListOptions { after: Some(Cursor::after("q")), ..ListOptions::default() };
+    let page = storage.list_with("pages/", options).await.expect("a page");
+    assert_eq!((page.entries.len(), page.cursor), (0, None), "after what comes after all of them");
+    pages_of_a_key(storage).await;
     large_pages(storage).await;
+}
+
+/// A prefix may be a key itself, and comes once.
+async fn pages_of_a_key(storage: &dyn Storage) {
+    for key in ["page", "page-a", "page-b"] {
+        put(storage, key, "v").await;
+    }
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let options = ListOptions { limit: Some(1), after, ..ListOptions::default() };
+        let page = storage.list_with("page", options).await.expect("a page");
+        found.extend(page.entries.into_iter().map(|entry| entry.key));
+        match page.cursor {
+            Some(cursor) => after = Some(cursor),
+            None => break,
+        }
+    }
+    found.retain(|key| !key.starts_with("pages/"));
+    assert_eq!(found, ["page", "page-a", "page-b"]);
 }
 
 /// A page that would be too large is cut, and goes on.
@@ -262,6 +289,26 @@ async fn watches(storage: &dyn Storage) {
     await_event(&mut watch, "an expiry", |event| is_delete(event, "watches/short")).await;
 }
 
+/// What is told of a change is what whoever made it was told; a delete is one whether there was a value or not.
+async fn watched_versions(storage: &dyn Storage) {
+    let mut watch = storage.watch("versioned/", WatchOptions::default()).await.expect("a watch");
+    let options = PutOptions { ttl: Some(Duration::from_secs(600)), ..PutOptions::default() };
+    let put = storage.put_with("versioned/a", Bytes::from("v"), options).await.expect("a put");
+    await_event(
+        &mut watch,
+        "a put's version and when its value goes",
+        |event| matches!(event, WatchEvent::Put(entry) if entry.version == put && entry.expires_at.is_some()),
+    )
+    .await;
+    for key in ["versioned/a", "versioned/nothing"] {
+        let gone = storage.delete(key).await.expect("a delete");
+        await_event(&mut watch, "a delete's version", |event| {
+            matches!(event, WatchEvent::Deleted { key: told, version } if told == key && *version == gone)
+        })
+        .await;
+    }
+}
+
 async fn resumed_watches(storage: &dyn Storage) {
     let mut watch = storage.watch("resumed/", WatchOptions::default()).await.expect("a watch");
     await_event(&mut watch, "that it is up to date", |event| *event == WatchEvent::CaughtUp).await;
@@ -327,5 +374,13 @@ async fn mistakes(storage: &dyn Storage) {
     let error =
         storage.watch(&too_long, WatchOptions::default()).await.expect_err("a prefix that is too long");
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    let options = ListOptions { after: Some(Cursor::after(too_long.as_str())), ..ListOptions::default() };
+    let error = storage.list_with("", options).await.expect_err("a cursor that is too long");
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    for token in ["", "abc"] {
+        let options = WatchOptions { resume: Some(ResumeToken::from_bytes(token)) };
+        let error = storage.watch("mistakes/", options).await.expect_err("a token that is none");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    }
     assert_eq!(get(storage, "mistakes/key").await, None);
 }

@@ -211,15 +211,16 @@ impl Storage for MemoryStorage {
         checked::key(key)?;
         let mut state = self.state();
         let version = state.version();
-        if state.remove(key).is_some() {
-            state.add_change(WatchEvent::Deleted { key: key.to_owned(), version });
-            self.tell(&state);
-        }
+        state.remove(key);
+        // Of a key that was not there, too: a cluster's nodes do not ask each other before they tell.
+        state.add_change(WatchEvent::Deleted { key: key.to_owned(), version });
+        self.tell(&state);
         Ok(version)
     }
 
     async fn list_with(&self, prefix: &str, options: ListOptions) -> Result<Page, Error> {
         checked::prefix(prefix)?;
+        options.after.as_ref().map_or(Ok(()), |after| checked::prefix(after.as_str()))?;
         let limit = checked::page_limit(options.limit)? as usize;
         let after = options.after.as_ref().map(Cursor::as_str).filter(|after| *after >= prefix);
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
@@ -241,6 +242,7 @@ impl Storage for MemoryStorage {
 
     async fn watch(&self, prefix: &str, options: WatchOptions) -> Result<Watch, Error> {
         checked::prefix(prefix)?;
+        options.resume.as_ref().map_or(Ok(()), checked::resume)?;
         let state = self.state();
         let place = match &options.resume {
             Some(token) => state.place(token)?,

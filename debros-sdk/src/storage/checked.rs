@@ -8,6 +8,7 @@ use debros_proto::{Failure, limits};
 
 use crate::error::Error;
 use crate::statement::too_large;
+use crate::storage::ResumeToken;
 
 /// A key that can be stored.
 pub(crate) fn key(key: &str) -> Result<(), Error> {
@@ -45,6 +46,16 @@ pub(crate) fn ttl_ms(ttl: Option<Duration>) -> Result<u64, Error> {
         // Whoever asks for less than a millisecond wants it to expire, not to stay.
         Some(ttl) => Ok(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)),
     }
+}
+
+/// A token to go on from, as the wire has it: an empty one is none.
+pub(crate) fn resume(token: &ResumeToken) -> Result<(), Error> {
+    if token.as_bytes().is_empty() {
+        return Err(Error::invalid(
+            "the resume token of a watch is what an earlier watch gave: this one is empty",
+        ));
+    }
+    Ok(())
 }
 
 /// The keys of one page.

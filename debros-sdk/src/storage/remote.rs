@@ -142,6 +142,7 @@ impl Storage for RemoteStorage {
     async fn watch(&self, prefix: &str, options: WatchOptions) -> Result<Watch, Error> {
         self.client.shared().check_open()?;
         checked::prefix(prefix)?;
+        options.resume.as_ref().map_or(Ok(()), checked::resume)?;
         watch::follow(self.client.clone(), prefix.to_owned(), options.resume).await
     }
 }

@@ -1,7 +1,8 @@
 //! Changes of watched keys: the stream that an application reads, and the one behind it that follows a
 //! cluster. When the node that tells of them dies, another goes on from the last resume token.
 //!
-//! Invariant: the token of a [`Watch`] never passes an event that was not given yet.
+//! Invariants: the token of a [`Watch`] never passes an event that was not given yet; when it says that changes
+//! were missed, those from then on are heard, so that whoever lists then misses none.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -100,6 +101,7 @@ pub(crate) async fn follow(
         stream: None,
         ready: VecDeque::new(),
         barren: 0,
+        missed: false,
         ended: false,
     };
     follower.stream = Some(follower.open().await?);
@@ -119,6 +121,8 @@ struct Follower {
     ready: VecDeque<(WatchEvent, Option<ResumeToken>)>,
     /// Streams in a row that told nothing.
     barren: u32,
+    /// Changes were missed, which is to be told once a node is listened to again.
+    missed: bool,
     ended: bool,
 }
 
@@ -156,6 +160,9 @@ impl Follower {
             let pause = PAUSE_FIRST.saturating_mul(1 << self.barren.min(8)).min(PAUSE_MAX);
             sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             self.stream = Some(self.open().await?);
+            if std::mem::take(&mut self.missed) {
+                self.ready.push_back((WatchEvent::Lagged, None));
+            }
             return Ok(());
         };
         match stream.message().await {
@@ -183,9 +190,7 @@ impl Follower {
         self.stream = None;
         self.barren = self.barren.saturating_add(1);
         // Nobody can say what happened since the watch began.
-        if self.resume.is_none() {
-            self.ready.push_back((WatchEvent::Lagged, None));
-        }
+        self.missed |= self.resume.is_none();
         self.client.shared().ask_for_refresh();
     }
 

@@ -210,6 +210,22 @@ async fn a_watch_goes_on_at_another_node_and_misses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_lists_when_a_watch_has_lagged_misses_nothing() {
+    let world = World::new(3);
+    world.state().tokenless = true;
+    let (_client, storage) = storage(&world).await;
+    let mut watch = storage.watch("a/", WatchOptions::default()).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::CaughtUp);
+    let node = world.state().watched.take().unwrap();
+    world.kill(node);
+    assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Lagged);
+    assert!(world.state().watched.is_some(), "another node is listened to before it is told");
+    assert_eq!(storage.list("a/", 10).await.unwrap(), [""; 0]);
+    world.storage.put("a/later", Bytes::from("1")).await.unwrap();
+    while !matches!(watch.next().await.unwrap().unwrap(), WatchEvent::Put(entry) if entry.key == "a/later") {}
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_outlives_an_outage_and_ends_with_its_client() {
     let world = World::new(1);
     let (client, storage) = storage(&world).await;

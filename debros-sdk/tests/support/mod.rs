@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) layouts_told: usize,
     /// The node that told of changes last.
     pub(crate) watched: Option<usize>,
+    /// Watches tell no resume tokens.
+    pub(crate) tokenless: bool,
 }
 
 #[derive(Default)]

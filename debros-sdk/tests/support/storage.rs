@@ -142,10 +142,11 @@ fn wire_event(event: WatchEvent) -> v1::StorageEvent {
     v1::StorageEvent { kind: Some(kind) }
 }
 
-fn told(watch: Watch) -> impl Stream<Item = Result<v1::StorageEvents, Status>> {
-    stream::unfold(watch, |mut watch| async move {
+fn told(watch: Watch, tokenless: bool) -> impl Stream<Item = Result<v1::StorageEvents, Status>> {
+    stream::unfold(watch, move |mut watch| async move {
         let event = watch.next().await?;
-        let resume = watch.resume().map(|resume| resume.as_bytes().clone()).unwrap_or_default();
+        let resume = watch.resume().filter(|_| !tokenless);
+        let resume = resume.map(|resume| resume.as_bytes().clone()).unwrap_or_default();
         let events = event
             .map(|event| v1::StorageEvents { events: vec![wire_event(event)], resume })
             .map_err(|error| failure(error).into());
@@ -181,8 +182,12 @@ impl StorageService for Service {
         let v1::WatchStorageRequest { prefix, resume, .. } = request.into_inner();
         let token = |resume: Bytes| (!resume.is_empty()).then(|| ResumeToken::from_bytes(resume));
         let watch = self.world.storage.watch(&prefix, WatchOptions { resume: token(resume) }).await;
-        self.world.state().watched = Some(self.index);
-        Ok(Response::new(Box::pin(told(watch.map_err(failure)?))))
+        let tokenless = {
+            let mut state = self.world.state();
+            state.watched = Some(self.index);
+            state.tokenless
+        };
+        Ok(Response::new(Box::pin(told(watch.map_err(failure)?, tokenless))))
     }
 
     async fn layout(&self, _: Request<v1::LayoutRequest>) -> Result<Response<v1::LayoutResponse>, Status> {

@@ -36,17 +36,41 @@ fn last_of(said: &[(u16, u64)], partition: u16, before: &[AtomicU64]) -> u64 {
 }
 
 impl Writer {
-    /// Carries out jobs in one transaction, with all that is in memory; says whether the store goes on.
+    /// Carries out jobs with all that is in memory; says whether the store goes on. In one transaction, or where
+    /// there is little room in several small ones.
     pub(super) fn transaction(&mut self, jobs: Vec<Job>) -> bool {
+        if !self.no_room {
+            return self.transact(jobs);
+        }
+        match self.absorb_in_parts() {
+            Ok(()) => jobs.into_iter().all(|job| self.transact(vec![job])),
+            Err(error) => self.refused_by(jobs, error),
+        }
+    }
+
+    fn refused_by(&self, jobs: Vec<Job>, error: StoreError) -> bool {
+        self.refused(Vec::new(), jobs, error.clone());
+        matches!(error, StoreError::Full) || self.fail(error)
+    }
+
+    fn transact(&mut self, jobs: Vec<Job>) -> bool {
         let tables = self.tables.clone();
         let mut effects = Effects::default();
         let mut txn = match tables.env.write_txn() {
             Ok(txn) => txn,
             Err(error) => return self.refused(Vec::new(), jobs, failed(error)),
         };
-        if let Err(error) = self.absorb(&mut txn) {
-            drop(txn);
-            return self.refused(Vec::new(), jobs, error);
+        match self.absorb(&mut txn) {
+            Ok(()) => {}
+            Err(StoreError::Full) if !self.no_room => {
+                drop(txn);
+                self.no_room = true;
+                return self.transaction(jobs);
+            }
+            Err(error) => {
+                drop(txn);
+                return self.refused(Vec::new(), jobs, error);
+            }
         }
         let mut jobs = jobs.into_iter();
         while let Some(job) = jobs.next() {
@@ -61,7 +85,10 @@ impl Writer {
                 self.settle(effects);
                 true
             }
-            Err(StoreError::Full) => self.refused(effects.answers, Vec::new(), StoreError::Full),
+            Err(StoreError::Full) => {
+                self.no_room = true;
+                self.refused(effects.answers, Vec::new(), StoreError::Full)
+            }
             Err(error) => {
                 self.refused(effects.answers, Vec::new(), error.clone());
                 // What is on disk is not known any more: nothing may be acknowledged from here on.
@@ -84,6 +111,21 @@ impl Writer {
             self.tables.apply(txn, layer).map_err(failed)?;
         }
         self.tables.set_applied(txn, self.journal.generation()).map_err(failed)
+    }
+
+    /// Brings what is in memory into LMDB, the older layer first.
+    fn absorb_in_parts(&mut self) -> Result<(), StoreError> {
+        let layers = self.layers.read();
+        if layers.is_empty() {
+            return Ok(());
+        }
+        if let Some(frozen) = &layers.frozen {
+            self.tables.apply_in_parts(frozen, self.frozen_generation)?;
+        }
+        self.tables.apply_in_parts(&layers.active, self.journal.generation())?;
+        drop(layers);
+        self.absorbed();
+        Ok(())
     }
 
     /// What was in memory is in LMDB, on disk.
@@ -147,8 +189,10 @@ impl Writer {
                 }
                 answer(done, ())
             }
-            Job::SetCollected { partition, clock, done } => {
-                if clock > last_of(&effects.collected, partition, &self.states.collected) {
+            Job::SetCollected { layout, partition, clock, done } => {
+                let adopted = effects.adopted.unwrap_or(self.states.layout.load(Ordering::Relaxed));
+                if layout == adopted && clock > last_of(&effects.collected, partition, &self.states.collected)
+                {
                     self.tables.set_collected(txn, partition, clock).map_err(failed)?;
                     effects.collected.push((partition, clock));
                 }
@@ -188,9 +232,10 @@ impl Writer {
 
     fn clear(&self, txn: &mut RwTxn<'_>, partition: u16, effects: &mut Effects) -> Result<bool, StoreError> {
         let prefix = partition.to_be_bytes();
+        let at_once = CLEARED_PER_COMMIT_MAX.min(self.tables.records_per_transaction());
         let places = {
             let entries = self.tables.data.prefix_iter(txn, &prefix).map_err(failed)?;
-            let places = entries.take(CLEARED_PER_COMMIT_MAX).map(|item| Ok(item?.0.to_vec()));
+            let places = entries.take(at_once).map(|item| Ok(item?.0.to_vec()));
             places.collect::<Result<Vec<_>, heed::Error>>().map_err(failed)?
         };
         for place in &places {
@@ -201,7 +246,7 @@ impl Writer {
         self.tables.set_fenced(txn, partition, 0).map_err(failed)?;
         effects.collected.push((partition, 0));
         effects.fenced.push((partition, 0));
-        Ok(places.len() == CLEARED_PER_COMMIT_MAX)
+        Ok(places.len() == at_once)
     }
 
     fn drop_if(

@@ -47,14 +47,23 @@ impl Applier {
     }
 
     fn apply_one(&self, frozen: &Frozen) -> Result<(), StoreError> {
+        match self.apply_at_once(frozen) {
+            // Old pages are kept while a transaction writes new ones.
+            Err(StoreError::Full) => self.tables.apply_in_parts(&frozen.layer, frozen.generation)?,
+            done => done?,
+        }
+        let mut layers = self.layers.write();
+        layers.frozen.take_if(|layer| Arc::ptr_eq(layer, &frozen.layer));
+        Ok(())
+    }
+
+    fn apply_at_once(&self, frozen: &Frozen) -> Result<(), StoreError> {
         let mut txn = self.tables.env.write_txn().map_err(failed)?;
         if self.tables.applied(&txn)? < frozen.generation {
             self.tables.apply(&mut txn, &frozen.layer).map_err(failed)?;
             self.tables.set_applied(&mut txn, frozen.generation).map_err(failed)?;
             txn.commit().map_err(failed)?;
         }
-        let mut layers = self.layers.write();
-        layers.frozen.take_if(|layer| Arc::ptr_eq(layer, &frozen.layer));
         Ok(())
     }
 }

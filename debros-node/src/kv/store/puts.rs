@@ -14,7 +14,7 @@ use super::layers::{Layer, Layers};
 use super::tables::{failed, hint_key, parse_hint};
 use super::writer::{Answer, Done, Job, Toggle, Writer, answer, refuse};
 use super::{Applied, Durability, Fence, Origin, Put, PutOutcome, StoreError, damaged, fence};
-use crate::kv::record::{Entry, Record};
+use crate::kv::record::{Entry, HEADER_BYTES, Record};
 
 /// A layer of this size goes into LMDB: large enough that neighbours share pages.
 const LAYER_BYTES: usize = 16 << 20;
@@ -23,10 +23,34 @@ const LAYER_BYTES_MAX: usize = 64 << 20;
 /// A generation of the journal of this size ends, however few keys it was written for: all of it is read after
 /// a crash.
 const JOURNAL_BYTES: u64 = 64 << 20;
+/// How much room there is, is looked at again after so many bytes.
+const CREDIT_BYTES_MAX: u64 = 64 << 20;
+/// LMDB's pages are half full at worst.
+const PAGES_PER_BYTES: u64 = 2;
 /// As [`LAYER_BYTES_MAX`].
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
 type ReadTxn<'t> = heed::RoTxn<'t, heed::WithoutTls>;
+
+/// What there is room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Room {
+    #[default]
+    Everything,
+    /// Values that others hold already, and deletions.
+    Repairs,
+    Deletions,
+}
+
+impl Room {
+    fn is_for(self, origin: Origin, record: &Record) -> bool {
+        match (self, origin) {
+            _ if record.tombstone => true,
+            (Self::Everything, _) | (Self::Repairs, Origin::Replica { .. }) => true,
+            (Self::Repairs | Self::Deletions, _) => false,
+        }
+    }
+}
 
 /// Puts that wait for the same flush.
 struct PutJob {
@@ -38,6 +62,7 @@ struct PutJob {
 /// Records that are accepted, on their way to the journal.
 #[derive(Default)]
 struct Accepted {
+    room: Room,
     batch: JournalBatch,
     records: HashMap<Bytes, Bytes>,
     toggles: Vec<Toggle>,
@@ -52,6 +77,13 @@ impl Writer {
             refuse(jobs, &StoreError::Full);
             return true;
         }
+        let room = match self.room_for(jobs.iter().map(Job::bytes).sum()) {
+            Ok(room) => room,
+            Err(error) => {
+                refuse(jobs, &error);
+                return true;
+            }
+        };
         let (mut relaxed, mut flushed) = (Vec::new(), Vec::new());
         for job in jobs {
             match job {
@@ -61,6 +93,9 @@ impl Writer {
                 Job::Put { origin, puts, durability: Durability::Flushed, done } => {
                     flushed.push(PutJob { origin, puts, done });
                 }
+                Job::Hint { done, .. } if room != Room::Everything => {
+                    let _ = done.send(Err(StoreError::Full));
+                }
                 Job::Hint { target, entry, unix_ms, done } => {
                     let _ = done.send(self.hint(target, &entry, unix_ms));
                 }
@@ -68,11 +103,11 @@ impl Writer {
             }
         }
         // Those that need not wait for the flush go first.
-        let go_on = self.put_jobs(relaxed, false) && self.put_jobs(flushed, true);
+        let go_on = self.put_jobs(relaxed, room, false) && self.put_jobs(flushed, room, true);
         if go_on { self.make_room() } else { false }
     }
 
-    fn put_jobs(&mut self, jobs: Vec<PutJob>, flush: bool) -> bool {
+    fn put_jobs(&mut self, jobs: Vec<PutJob>, room: Room, flush: bool) -> bool {
         if jobs.is_empty() {
             return true;
         }
@@ -87,7 +122,7 @@ impl Writer {
                 return true;
             }
         };
-        let mut accepted = Accepted::default();
+        let mut accepted = Accepted { room, ..Default::default() };
         for PutJob { origin, puts, done } in jobs {
             match self.accept_all(&txn, &layers, origin, puts, &mut accepted) {
                 Ok(applied) => accepted.answers.push(answer(done, applied)),
@@ -100,7 +135,7 @@ impl Writer {
     }
 
     fn make_durable(&mut self, accepted: Accepted, flush: bool) -> bool {
-        let Accepted { batch, records, toggles, changed, answers } = accepted;
+        let Accepted { room: _, batch, records, toggles, changed, answers } = accepted;
         if !batch.is_empty() {
             if let Err(error) = self.journal(batch, flush) {
                 answers.into_iter().for_each(|answer| answer(Err(error.clone())));
@@ -118,8 +153,7 @@ impl Writer {
         }
         self.toggle(toggles);
         if !changed.is_empty() {
-            // Nobody may be watching.
-            let _ = self.changes.send(Arc::new(changed));
+            self.changes.tell(changed);
         }
         answers.into_iter().for_each(|answer| answer(Ok(())));
         true
@@ -133,11 +167,9 @@ impl Writer {
         puts: Vec<Put>,
         accepted: &mut Accepted,
     ) -> Result<Applied, StoreError> {
-        if let Origin::Coordinator(layout) = origin {
-            match fence(self.states.layout.load(Ordering::Relaxed), layout) {
-                Fence::Open => {}
-                closed => return Ok(Applied::Fenced(closed)),
-            }
+        match fence(self.states.layout.load(Ordering::Relaxed), origin.layout()) {
+            Fence::Open => {}
+            closed => return Ok(Applied::Fenced(closed)),
         }
         let outcomes = puts.into_iter().map(|put| self.accept(txn, layers, origin, put, accepted));
         outcomes.collect::<Result<_, _>>().map(Applied::Each)
@@ -169,6 +201,7 @@ impl Writer {
                 });
             }
             _ if version.clock <= refused_to => return Ok(PutOutcome::Collected(refused_to)),
+            _ if !accepted.room.is_for(origin, &entry.record) => return Ok(PutOutcome::NoRoom),
             _ => {}
         }
         let record = entry.record.to_bytes().freeze();
@@ -176,10 +209,12 @@ impl Writer {
         if self.trees.contains_key(&entry.partition) {
             accepted.toggles.push(Toggle::new(entry.partition, &place, before, Some(&record)));
         }
-        accepted.records.insert(place, record);
-        if self.changes.receiver_count() > 0 {
-            accepted.changed.push(entry);
+        if self.changes.is_heard() {
+            // What is kept for watchers must not keep the message alive in which the value came.
+            let record = Record { value: record.slice(HEADER_BYTES..), ..entry.record };
+            accepted.changed.push(Entry { record, ..entry });
         }
+        accepted.records.insert(place, record);
         Ok(PutOutcome::Stored)
     }
 
@@ -188,12 +223,12 @@ impl Writer {
         let place = usize::from(partition);
         let collected = self.states.collected[place].load(Ordering::Relaxed);
         match origin {
-            Origin::Coordinator(_) | Origin::Hint => {
+            Origin::Coordinator(_) | Origin::Hint(_) => {
                 collected.max(self.states.fenced[place].load(Ordering::Relaxed))
             }
             // From one that has collected as far: it has every live record, and no other, up to there.
-            Origin::Replica(theirs) if theirs >= collected => 0,
-            Origin::Replica(_) => collected,
+            Origin::Replica { collected_to, .. } if collected_to >= collected => 0,
+            Origin::Replica { .. } => collected,
         }
     }
 
@@ -235,7 +270,9 @@ impl Writer {
             return self.fail(error);
         }
         let layers = self.layers.read();
-        let (waiting, hints) = (layers.frozen.is_some(), !layers.active.hints.is_empty());
+        // Where there is no room, deletions make some when they are in LMDB.
+        let urgent = self.no_room && !layers.active.is_empty();
+        let (waiting, hints) = (layers.frozen.is_some(), !layers.active.hints.is_empty() || urgent);
         drop(layers);
         if waiting {
             // One that could not be applied is tried again; one that was is passed over.
@@ -243,6 +280,29 @@ impl Writer {
             return true;
         }
         !hints || self.freeze()
+    }
+
+    /// What there is room for when so many bytes are added.
+    fn room_for(&mut self, bytes: usize) -> Result<Room, StoreError> {
+        let needed = bytes as u64 * PAGES_PER_BYTES;
+        let mut room = Room::Everything;
+        if self.credit < needed || self.no_room {
+            let layers = self.layers.read();
+            let frozen = layers.frozen.as_ref().map_or(0, |frozen| frozen.bytes());
+            let waiting = (layers.active.bytes() + frozen) as u64 * PAGES_PER_BYTES;
+            drop(layers);
+            let (free, reserve) =
+                (self.tables.free_bytes()?.saturating_sub(waiting), self.tables.reserve_bytes());
+            room = match free {
+                _ if free >= needed + reserve => Room::Everything,
+                _ if free >= needed + reserve / 2 => Room::Repairs,
+                _ => Room::Deletions,
+            };
+            self.no_room = room != Room::Everything;
+            self.credit = free.saturating_sub(reserve).min(CREDIT_BYTES_MAX);
+        }
+        self.credit = self.credit.saturating_sub(needed);
+        Ok(room)
     }
 
     /// Whether LMDB has had no room for what is in memory: more would fill the memory. Each tick tries again.

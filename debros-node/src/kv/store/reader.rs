@@ -198,7 +198,7 @@ impl<'t> Snapshot<'t> {
         limits: ScanLimits,
         wanted: impl Fn(&[u8]) -> bool,
     ) -> Result<Scanned, StoreError> {
-        let first = if after > prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
+        let first = if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
         let mut scanned = Scanned { complete: true, ..Default::default() };
         let (mut bytes, mut last): (usize, &[u8]) = (0, after);
         for item in self.from(first)? {

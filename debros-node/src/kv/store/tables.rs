@@ -6,12 +6,12 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use debros_proto::v1;
+use debros_proto::{limits, v1};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RwTxn, WithoutTls};
 use prost::Message;
 
-use super::journal::Journal;
+use super::journal::{Found, Journal};
 use super::layers::Layer;
 use super::{PartitionStates, StoreError};
 
@@ -21,6 +21,15 @@ const TABLES: u32 = 3;
 const READERS_MAX: u32 = 2048;
 /// LMDB wants whole pages; no system in use has larger ones.
 const MAP_BYTES_UNIT: usize = 64 << 10;
+
+/// A store of the smallest size frees room within this.
+const RESERVE_BYTES_MIN: u64 = 512 << 10;
+/// The reserve, in records of one transaction: each may copy a leaf and the branches above it, and what a
+/// transaction leaves free is there for the second one after it.
+const RESERVE_PER_RECORD: u64 = 16;
+const RECORDS_PER_TRANSACTION_MIN: usize = 8;
+/// A usual page, of which larger ones hold more.
+const PAGE_BYTES: u64 = 4096;
 
 /// The keys of `state`.
 const LAYOUT: &[u8] = b"layout";
@@ -127,6 +136,58 @@ impl Tables {
         self.state.put(txn, APPLIED, &generation.to_be_bytes())
     }
 
+    fn map_bytes(&self) -> u64 {
+        self.env.info().map_size as u64
+    }
+
+    /// Room that values do not take.
+    pub(super) fn reserve_bytes(&self) -> u64 {
+        let map = self.map_bytes();
+        (map / 8).clamp(RESERVE_BYTES_MIN, limits::STORAGE_RESERVE_BYTES_MAX).min(map / 2)
+    }
+
+    /// What the map has room for, the reserve included.
+    pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
+        let txn = self.env.read_txn().map_err(failed)?;
+        let mut used = 0;
+        for table in [&self.data, &self.hints, &self.state] {
+            used += table.stat(&txn).map_err(failed)?.non_free_page_size() as u64;
+        }
+        Ok(self.map_bytes().saturating_sub(used))
+    }
+
+    /// Records that one transaction may change where there is nothing left but the reserve.
+    pub(super) fn records_per_transaction(&self) -> usize {
+        let records = self.reserve_bytes() / PAGE_BYTES / RESERVE_PER_RECORD;
+        usize::try_from(records).unwrap_or(usize::MAX).max(RECORDS_PER_TRANSACTION_MIN)
+    }
+
+    /// As [`Self::apply`], in transactions that fit into the reserve, of which the last one notes the generation of
+    /// the journal that is applied. Stops when somebody else has applied it meanwhile: older records must not
+    /// come after newer ones.
+    pub(super) fn apply_in_parts(&self, layer: &Layer, generation: u64) -> Result<(), StoreError> {
+        let data = layer.data.iter().map(|(place, record)| (&self.data, place, record));
+        let hints = layer.hints.iter().map(|(key, value)| (&self.hints, key, value));
+        let mut records = data.chain(hints).peekable();
+        loop {
+            let mut txn = self.env.write_txn().map_err(failed)?;
+            if self.applied(&txn)? >= generation {
+                return Ok(());
+            }
+            for (table, key, value) in records.by_ref().take(self.records_per_transaction()) {
+                table.put(&mut txn, key, value).map_err(failed)?;
+            }
+            let last = records.peek().is_none();
+            if last {
+                self.set_applied(&mut txn, generation).map_err(failed)?;
+            }
+            txn.commit().map_err(failed)?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
     /// Puts what was in memory. It is newer than what is here.
     pub(super) fn apply(&self, txn: &mut RwTxn<'_>, layer: &Layer) -> Result<(), heed::Error> {
         for (place, record) in &layer.data {
@@ -142,15 +203,34 @@ impl Tables {
     pub(super) fn recover(&self, folder: &Path) -> Result<Journal, StoreError> {
         let cannot =
             |error: std::io::Error| StoreError::Failed(format!("the journal cannot be read: {error}"));
-        let mut txn = self.env.write_txn().map_err(failed)?;
-        let applied = self.applied(&txn)?;
+        let applied = self.applied(&*self.env.read_txn().map_err(failed)?)?;
         let (journal, found) = Journal::open(folder, applied).map_err(cannot)?;
-        for (place, record) in found {
-            self.data.put(&mut txn, &place, &record).map_err(failed)?;
+        let generation = journal.generation() - 1;
+        match self.put_found(&found, generation, usize::MAX) {
+            Err(StoreError::Full) => self.put_found(&found, generation, self.records_per_transaction())?,
+            done => done?,
         }
-        self.set_applied(&mut txn, journal.generation() - 1).map_err(failed)?;
-        txn.commit().map_err(failed)?;
         Ok(journal)
+    }
+
+    /// Puts what was found in the journal, so many records in a transaction. What was put is put again when a later
+    /// one fails.
+    fn put_found(&self, found: &[Found], generation: u64, at_once: usize) -> Result<(), StoreError> {
+        let mut parts = found.chunks(at_once).peekable();
+        loop {
+            let mut txn = self.env.write_txn().map_err(failed)?;
+            for (place, record) in parts.next().unwrap_or_default() {
+                self.data.put(&mut txn, place, record).map_err(failed)?;
+            }
+            let last = parts.peek().is_none();
+            if last {
+                self.set_applied(&mut txn, generation).map_err(failed)?;
+            }
+            txn.commit().map_err(failed)?;
+            if last {
+                return Ok(());
+            }
+        }
     }
 
     pub(super) fn is_lacking(&self, txn: &heed::RoTxn<'_>) -> Result<bool, StoreError> {

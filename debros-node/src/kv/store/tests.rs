@@ -12,7 +12,7 @@ use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
 use proptest::test_runner::Config;
 
 use super::reader::ScanLimits;
-use super::{Applied, Durability, Fence, Options, Origin, Put, PutOutcome, Store, StoreError};
+use super::{Applied, Durability, Fence, Options, Origin, Put, PutOutcome, Store};
 use crate::blocking::Blocking;
 use crate::kv::record::{Entry, Record, Version};
 
@@ -82,7 +82,7 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     store.put(Origin::Coordinator(LAYOUT), Durability::Flushed, puts).await.expect("put");
     store.hint(NodeId(4), entry("hinted", 6, "for four"), 1000).await.unwrap();
     // Hints become durable with whatever goes into LMDB next.
-    store.set_collected(7, 99).await.unwrap();
+    store.set_collected(LAYOUT, 7, 99).await.unwrap();
     store.fence(8, 100).await.unwrap();
     let hinted = store.hinted_bytes();
     let store = reopen(store, folder.path()).await;
@@ -163,6 +163,23 @@ async fn an_older_layout_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_an_adoption_overtook_is_not_left_behind_in_a_cleared_partition() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = fresh(folder.path()).await;
+    put(&store, Origin::Replica { layout: LAYOUT, collected_to: 0 }, entry("a", 1, "in time")).await;
+    store.adopt(v1::StorageLayout { version: LAYOUT + 1, ..Default::default() }, false).await.unwrap();
+    let partition = partition_of("app", "a");
+    while store.clear(partition).await.unwrap() {}
+    for origin in [Origin::Replica { layout: LAYOUT, collected_to: 9 }, Origin::Hint(LAYOUT)] {
+        let late = store.put(origin, Durability::Flushed, vec![Put { entry: entry("a", 2, "late") }]).await;
+        assert_eq!(late.unwrap(), Applied::Fenced(Fence::SenderIsBehind));
+    }
+    store.set_collected(LAYOUT, partition, 9).await.unwrap();
+    assert_eq!((get(&store, "a").await, store.collected(partition)), (None, 0));
+    assert_eq!(put(&store, Origin::Hint(LAYOUT + 1), entry("a", 2, "again")).await, PutOutcome::Stored);
+}
+
+#[tokio::test]
 async fn a_collected_partition_refuses_what_it_may_have_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let store = fresh(folder.path()).await;
@@ -171,7 +188,7 @@ async fn a_collected_partition_refuses_what_it_may_have_forgotten() {
     put(&store, origin, entry("b", 10, "stays")).await;
     let partition = partition_of("app", "a");
     for partition in partitions_of("app") {
-        store.set_collected(partition, 20).await.unwrap();
+        store.set_collected(LAYOUT, partition, 20).await.unwrap();
         let collectable = store.read(move |snapshot| snapshot.collectable(partition, 20, &[], 100)).await;
         let (places, more) = collectable.unwrap();
         assert_eq!(more, None);
@@ -180,11 +197,20 @@ async fn a_collected_partition_refuses_what_it_may_have_forgotten() {
     assert_eq!(get(&store, "a").await, None);
     assert!(get(&store, "b").await.is_some());
     assert_eq!(put(&store, origin, entry("a", 9, "back")).await, PutOutcome::Collected(20));
-    assert_eq!(put(&store, Origin::Replica(19), entry("a", 9, "back")).await, PutOutcome::Collected(20));
-    assert_eq!(put(&store, Origin::Replica(20), entry("c", 9, "live there")).await, PutOutcome::Stored);
+    assert_eq!(
+        put(&store, Origin::Replica { layout: LAYOUT, collected_to: 19 }, entry("a", 9, "back")).await,
+        PutOutcome::Collected(20)
+    );
+    assert_eq!(
+        put(&store, Origin::Replica { layout: LAYOUT, collected_to: 20 }, entry("c", 9, "live there")).await,
+        PutOutcome::Stored
+    );
     store.fence(partition, 30).await.unwrap();
     assert_eq!(put(&store, origin, entry("a", 25, "late")).await, PutOutcome::Collected(30));
-    assert_eq!(put(&store, Origin::Replica(20), entry("a", 25, "repair")).await, PutOutcome::Stored);
+    assert_eq!(
+        put(&store, Origin::Replica { layout: LAYOUT, collected_to: 20 }, entry("a", 25, "repair")).await,
+        PutOutcome::Stored
+    );
 }
 
 #[tokio::test]
@@ -215,6 +241,110 @@ async fn a_listing_is_in_key_order_and_goes_on_where_it_ended() {
     assert_eq!(seen, keys[100..200]);
 }
 
+/// A value of which a small store holds some hundreds.
+fn some_value(number: usize) -> String {
+    number.to_string().repeat(10_000)[..10_000].to_owned()
+}
+
+/// Puts until there is no room any more, also with everything in LMDB; gives how many there are.
+async fn fill(store: &Store, clock: u64) -> usize {
+    let (mut number, mut settled) = (0, false);
+    while number < 5000 {
+        let entry = entry(&format!("key-{number}"), clock, &some_value(number));
+        match put(store, Origin::Coordinator(LAYOUT), entry).await {
+            PutOutcome::NoRoom if settled => return number,
+            PutOutcome::NoRoom => {
+                store.set_copied(1).await.unwrap();
+                settled = true;
+            }
+            _ => (number, settled) = (number + 1, false),
+        }
+    }
+    panic!("there is room without an end");
+}
+
+#[tokio::test]
+async fn a_full_store_frees_room_by_deletions_collections_and_dropped_partitions() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Options::default().with_map_bytes(8 << 20);
+    let mut store = Store::open(folder.path(), Blocking::Threads, small.clone()).await.expect("a store");
+    store.adopt(v1::StorageLayout { version: LAYOUT, ..Default::default() }, false).await.expect("adopted");
+    let origin = Origin::Coordinator(LAYOUT);
+    for round in 1..4 {
+        // Each way to free room, from a store that is as full as it gets.
+        let full = fill(&store, 10 * round).await;
+        assert!(full > 300, "{full}");
+        let refused = put(&store, origin, entry("one more", 10 * round, &some_value(1))).await;
+        assert_eq!(refused, PutOutcome::NoRoom, "round {round}");
+        store.close(Duration::from_secs(10)).await;
+        store = Store::open(folder.path(), Blocking::Threads, small.clone()).await.expect("it opens again");
+        match round {
+            1 | 2 => {
+                for number in 0..full {
+                    let gone = gone(&format!("key-{number}"), 10 * round + 1);
+                    assert_eq!(put(&store, origin, gone).await, PutOutcome::Stored, "{number}");
+                }
+            }
+            _ => {
+                for partition in partitions_of("app") {
+                    store.fence(partition, 1).await.unwrap();
+                    while store.clear(partition).await.unwrap() {}
+                }
+            }
+        }
+        if round == 2 {
+            for partition in partitions_of("app") {
+                store.set_collected(LAYOUT, partition, 21).await.unwrap();
+                let found =
+                    store.read(move |snapshot| snapshot.collectable(partition, 21, &[], 10_000)).await;
+                store.drop_collected(partition, 21, found.unwrap().0).await.unwrap();
+            }
+        }
+        let mut outcome = PutOutcome::NoRoom;
+        for _ in 0..1000 {
+            store.tick().await.unwrap();
+            outcome = put(&store, origin, entry("one more", 10 * round + 2, &some_value(1))).await;
+            if outcome == PutOutcome::Stored {
+                break;
+            }
+        }
+        assert_eq!(outcome, PutOutcome::Stored, "round {round}");
+    }
+}
+
+/// Every page of the store is written anew by the deletions of one layer in memory.
+#[tokio::test]
+async fn a_store_that_is_full_of_small_records_frees_room_too() {
+    const BATCH: usize = 500;
+    let folder = tempfile::tempdir().unwrap();
+    let small = Options::default().with_map_bytes(8 << 20);
+    let store = Store::open(folder.path(), Blocking::Threads, small).await.expect("a store");
+    store.adopt(v1::StorageLayout { version: LAYOUT, ..Default::default() }, false).await.expect("adopted");
+    let put_some = async |made: &dyn Fn(usize) -> Entry, batch: usize| {
+        let puts = (batch * BATCH..(batch + 1) * BATCH).map(|number| Put { entry: made(number) }).collect();
+        store.put(Origin::Coordinator(LAYOUT), Durability::Flushed, puts).await.expect("an answer").all_kept()
+    };
+    let value = "v".repeat(100);
+    let put = |number: usize| entry(&format!("key-{number}"), 5, &value);
+    let mut batches = 0;
+    while put_some(&put, batches).await.is_ok() || {
+        store.set_copied(1).await.expect("what is in memory has room");
+        put_some(&put, batches).await.is_ok()
+    } {
+        batches += 1;
+    }
+    assert!(batches > 40, "{batches}");
+    for batch in 0..batches {
+        put_some(&|number| gone(&format!("key-{number}"), 6), batch).await.expect("deletions have room");
+    }
+    for partition in partitions_of("app") {
+        store.set_collected(LAYOUT, partition, 6).await.unwrap();
+        let found = store.read(move |snapshot| snapshot.collectable(partition, 6, &[], usize::MAX)).await;
+        store.drop_collected(partition, 6, found.unwrap().0).await.unwrap();
+    }
+    put_some(&|number| entry(&format!("key-{number}"), 7, "v"), 0).await.expect("there is room again");
+}
+
 #[tokio::test]
 async fn a_full_store_refuses_and_goes_on_when_it_may_grow() {
     let folder = tempfile::tempdir().unwrap();
@@ -224,16 +354,8 @@ async fn a_full_store_refuses_and_goes_on_when_it_may_grow() {
     store.adopt(v1::StorageLayout { version: LAYOUT, ..Default::default() }, false).await.expect("adopted");
     let value = "v".repeat(1_000_000);
     let origin = Origin::Coordinator(LAYOUT);
-    let mut acknowledged = 0;
-    let refused = loop {
-        let put = Put { entry: entry(&format!("key-{acknowledged}"), 5, &value) };
-        match store.put(origin, Durability::Flushed, vec![put]).await {
-            Ok(_) => acknowledged += 1,
-            Err(error) => break error,
-        }
-        assert!(acknowledged < 200, "what waits in memory has a limit");
-    };
-    assert!(matches!(refused, StoreError::Full), "{refused}");
+    assert_eq!(put(&store, origin, entry("large", 5, &value)).await, PutOutcome::NoRoom);
+    let acknowledged = fill(&store, 5).await;
     let all_there = async |store: &Store| {
         for number in 0..acknowledged {
             assert!(get(store, &format!("key-{number}")).await.is_some(), "{number} of {acknowledged}");
@@ -241,13 +363,14 @@ async fn a_full_store_refuses_and_goes_on_when_it_may_grow() {
         assert!(get(store, &format!("key-{acknowledged}")).await.is_none());
     };
     all_there(&store).await;
+    assert_eq!(put(&store, origin, gone("key-0", 6)).await, PutOutcome::Stored, "a deletion has room");
     store.close(Duration::from_secs(10)).await;
-    let again = Store::open(folder.path(), Blocking::Threads, small).await;
-    let error = again.err().expect("no room for what is in the journal").to_string();
-    assert!(error.contains("raise storage.max_size"), "{error}");
+    let store = Store::open(folder.path(), Blocking::Threads, small).await.expect("it opens again");
+    all_there(&store).await;
+    store.close(Duration::from_secs(10)).await;
     let store = open(folder.path()).await;
     all_there(&store).await;
-    assert_eq!(put(&store, origin, entry("one more", 6, &value)).await, PutOutcome::Stored);
+    assert_eq!(put(&store, origin, entry("large", 6, &value)).await, PutOutcome::Stored);
 }
 
 #[tokio::test]

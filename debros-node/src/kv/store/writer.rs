@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use debros_proto::{NodeId, v1};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::applier::Frozen;
+use super::changes::ChangeRing;
 use super::journal::Journal;
 use super::layers::SharedLayers;
 use super::reader::KeptPartition;
 use super::tables::Tables;
-use super::{Applied, Changes, Durability, Options, Origin, PartitionStates, Put, StoreError};
+use super::{Applied, Durability, Options, Origin, PartitionStates, Put, StoreError};
 use crate::blocking::Jobs;
 use crate::kv::record::{Entry, Place, Version};
 use crate::kv::tree::{Tree, hash_of, leaf_of};
@@ -53,6 +54,7 @@ pub(super) enum Job {
         done: Done<()>,
     },
     SetCollected {
+        layout: u64,
         partition: u16,
         clock: u64,
         done: Done<()>,
@@ -125,13 +127,17 @@ pub(super) struct Writer {
     pub(super) states: Arc<PartitionStates>,
     pub(super) layers: SharedLayers,
     pub(super) journal: Journal,
+    /// What values may take before it is looked again how much room there is.
+    pub(super) credit: u64,
+    /// There was no room for a value, or for a transaction, when that was tried last.
+    pub(super) no_room: bool,
     /// The journal has writes that were not flushed.
     pub(super) unflushed: bool,
     /// The generation of the journal that holds the frozen layer.
     pub(super) frozen_generation: u64,
     pub(super) applier: Jobs<Frozen>,
     pub(super) trees: HashMap<u16, KeptTree>,
-    pub(super) changes: broadcast::Sender<Changes>,
+    pub(super) changes: ChangeRing,
     pub(super) hinted: Arc<AtomicU64>,
     pub(super) fail: watch::Sender<Option<StoreError>>,
     pub(super) options: Options,
@@ -246,7 +252,7 @@ enum Kind {
 
 impl Job {
     /// About how much it will add to the journal and to memory.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let size = |entry: &Entry| entry.key.len() + entry.record.value.len();
         match self {
             Self::Put { puts, .. } => puts.iter().map(|put| size(&put.entry)).sum(),

@@ -10,7 +10,7 @@ use crate::machine::{Board, name};
 use crate::world::Action;
 
 /// The group that decides on layouts: the only one that is no database's.
-pub(crate) const META: &str = "";
+pub(crate) const META: &str = "meta";
 /// How far a clock may be off, in milliseconds: hardly noticed, clearly wrong, an hour.
 pub(crate) const CLOCKS_AHEAD_MS: [i64; 6] = [-200, 200, -1500, 1500, -3_600_000, 3_600_000];
 /// Replicas of each key.
