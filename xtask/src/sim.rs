@@ -69,6 +69,10 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
     if plants {
         command.args(["--features", "planted-bugs"]);
     }
+    // What is measured is what is shipped.
+    if matches!(simulation, Simulation::Scale) {
+        command.arg("--release");
+    }
     command.args(["--", name]);
     if let Simulation::Mesh { nodes } = simulation {
         command.args(["--nodes", &nodes.to_string()]);

@@ -37,11 +37,16 @@ pub(crate) const TABLES: [&str; 5] = [
 
 /// An SDK client in the machine that calls this.
 pub(crate) async fn connect(number: usize, nodes: usize) -> Result<Client, Error> {
+    connect_as(APPLICATION, number, nodes).await
+}
+
+/// The same for another application.
+pub(crate) async fn connect_as(application: &str, number: usize, nodes: usize) -> Result<Client, Error> {
     let (network, _incoming) = SimulatedNetwork::start(client_keypair(number), None, &[] as &[Lane])
         .await
         .expect("a network that listens nowhere always starts");
     let network: Arc<dyn debros_sdk::transport::Network> = network;
-    Client::builder(APPLICATION)
+    Client::builder(application)
         .bootstrap_peers((0..nodes).map(|node| multiaddr(socket(node)).to_string()))
         .network(network)
         .connect_timeout(Duration::from_secs(2))

@@ -66,6 +66,7 @@ pub(crate) fn run(options: Options) -> Report {
         kept_entries: 20,
         show_interval: Duration::from_millis(25),
         step: Duration::from_millis(1),
+        may_die: true,
         acknowledge_before_fsync: false,
         storage: StorageTuning { acknowledge_before_fsync: early, ..TUNING },
     };

@@ -53,6 +53,8 @@ pub(crate) struct Tuning {
     pub(crate) show_interval: Duration,
     /// One step of simulated time.
     pub(crate) step: Duration,
+    /// Whether machines may die and lose power. It takes books of what is durable: a copy of each file that is flushed.
+    pub(crate) may_die: bool,
     /// Planted bug: entries are acknowledged before they are on disk.
     pub(crate) acknowledge_before_fsync: bool,
     /// Of the key-value storage.

@@ -23,6 +23,7 @@ pub(crate) fn run(nodes: usize) -> Result<(), String> {
         kept_entries: 10_000,
         show_interval: LOOK_INTERVAL,
         step: Duration::from_millis(5),
+        may_die: false,
         acknowledge_before_fsync: false,
         storage: StorageTuning::default(),
     };

@@ -1,5 +1,6 @@
-//! What an operation of the storage costs in clusters of different sizes: the same clients do the same in each,
-//! and the CPU time of all nodes, the clients and the simulated network together is taken with and without them.
+//! What an operation of the storage costs in clusters of different sizes: applications grow in number with the
+//! nodes, each does the same, and the CPU time of all nodes, the clients, the simulated network and the real flushes
+//! together is taken with and without them.
 
 use std::cell::Cell;
 use std::process::Command;
@@ -11,17 +12,17 @@ use debros_sdk::Storage;
 use futures::future::join_all;
 use tokio::time::sleep;
 
-use crate::clients::connect;
+use crate::clients::connect_as;
 use crate::dice::Dice;
 use crate::hooks;
 use crate::machine::{StorageTuning, Tuning};
 use crate::world::World;
 
 const SEED: u64 = 1;
-/// The clients of every cluster, and what each has under way.
-const CLIENTS: usize = 4;
-const UNDER_WAY: usize = 4;
-/// The clients that [`connect`] lets wait the longest.
+/// Nodes for each application, which has one client, and what that has under way.
+const NODES_PER_CLIENT: usize = 3;
+const UNDER_WAY: usize = 24;
+/// The clients that [`connect_as`] lets wait the longest.
 const CLIENT_STEP: usize = 3;
 const KEYS: u64 = 2000;
 const VALUE_BYTES: usize = 256;
@@ -68,16 +69,18 @@ pub(crate) fn run(nodes: usize) -> Result<(), String> {
         kept_entries: 10_000,
         show_interval: LOOK_INTERVAL,
         step: Duration::from_millis(5),
+        may_die: false,
         acknowledge_before_fsync: false,
         storage: StorageTuning::default(),
     };
     let mut world = World::new(SEED, nodes, tuning);
     let load = Load::default();
     until(&mut world, FORMED_WITHIN, |world| (0..nodes).all(|node| is_laid_out(world, node, nodes)))?;
-    for client in 0..CLIENTS {
+    let clients = nodes.div_ceil(NODES_PER_CLIENT);
+    for client in 0..clients {
         world.client(&format!("load-{client}"), work(client, nodes, load.clone()));
     }
-    until(&mut world, FORMED_WITHIN, |_| load.ready.get() == CLIENTS)?;
+    until(&mut world, FORMED_WITHIN, |_| load.ready.get() == clients)?;
     // Connections are opened, and trees counted, before anything is measured.
     turn(&mut world, &load, true)?;
     let (mut idle, mut busy) = (Duration::ZERO, Duration::ZERO);
@@ -124,7 +127,8 @@ fn turn(world: &mut World, load: &Load, works: bool) -> Result<Duration, String>
 }
 
 async fn work(client: usize, nodes: usize, load: Load) -> turmoil::Result {
-    let connected = connect(client * CLIENT_STEP + CLIENT_STEP - 1, nodes).await?;
+    let application = format!("load-{client}");
+    let connected = connect_as(&application, client * CLIENT_STEP + CLIENT_STEP - 1, nodes).await?;
     let storage = connected.storage();
     load.ready.set(load.ready.get() + 1);
     let value = Bytes::from(vec![b'x'; VALUE_BYTES]);

@@ -78,6 +78,7 @@ pub(crate) fn run(options: Options) -> Report {
         kept_entries: 20,
         show_interval: Duration::from_millis(25),
         step: Duration::from_millis(1),
+        may_die: true,
         acknowledge_before_fsync: options.planted == Some(Bug::AcknowledgeBeforeFsync),
         storage: StorageTuning::default(),
     };

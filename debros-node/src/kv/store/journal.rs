@@ -23,7 +23,7 @@ const HEADER_BYTES: usize = 16;
 /// A batch is never larger; what says that it is was damaged.
 const BATCH_BYTES_MAX: usize = 1 << 30;
 /// A file grows by so many zeros at a time. Only a flush after growth has to write the file's own books too.
-const GROWTH_BYTES: usize = 1 << 20;
+const GROWTH_BYTES: usize = 256 << 10;
 static GROWTH: [u8; GROWTH_BYTES] = [0; GROWTH_BYTES];
 
 /// Writes on their way to the journal.

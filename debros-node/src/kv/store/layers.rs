@@ -40,6 +40,10 @@ impl Layer {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.hints.is_empty()
+    }
 }
 
 /// Both layers.
@@ -50,6 +54,11 @@ pub(super) struct Layers {
 }
 
 impl Layers {
+    /// Whether everything is in LMDB.
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_empty() && self.frozen.is_none()
+    }
+
     /// The newest record of a place that is in memory.
     pub(super) fn get(&self, place: &[u8]) -> Option<&Bytes> {
         let frozen = || self.frozen.as_ref().and_then(|frozen| frozen.data.get(place));
