@@ -49,4 +49,7 @@ has_header!(
     RegisterGetRequest,
     RegisterListRequest,
     RegisterWatchRequest,
+    Attach,
+    TopicsRequest,
+    PresentRequest,
 );
