@@ -177,6 +177,8 @@ pub const SUBSCRIPTION_QUEUE_BYTES: usize = 16 << 20;
 pub const SUBSCRIPTION_CREDIT_BYTES_MAX: u64 = 64 << 20;
 /// Subscriptions, and presences, of one session.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 20_000;
+/// Watches of who is present, of one session.
+pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
 /// Subscriptions of one node.
 pub const SUBSCRIPTIONS_MAX: usize = 200_000;
 /// Sessions of one node: each is a stream and a task.

@@ -1,7 +1,7 @@
 //! The trie and the pattern against an oracle that is too simple to be wrong, on random topics and
 //! patterns; and the grammar's refusals.
 //!
-//! `DEBROS_TOPIC_CASES` sets the number of cases; ten million take about a minute in a release build.
+//! `DEBROS_TOPIC_CASES` sets the number of cases; ten million take some seconds.
 
 use std::collections::BTreeSet;
 

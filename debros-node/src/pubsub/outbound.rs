@@ -1,0 +1,304 @@
+//! The link to another node as seen by the origin: what it is sent next, and what its replies mean.
+//!
+//! A link has no queue of its own. It reads the ring from where its destination stands, so a link that broke
+//! or was too slow goes on without a gap while the ring still holds what it missed, and otherwise says what
+//! has been lost.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use debros_proto::{NodeId, limits, packed, v1};
+use debros_topics::Pattern;
+
+use super::peer::{Peer, Replay};
+use super::ring::Ring;
+use super::router::Router;
+use super::space::head_of;
+use super::subscriptions::matching;
+
+/// Entries of the ring that are looked at without letting others have the lock.
+const LOOKS_MAX: usize = 4096;
+/// Questions of one node to the ring that wait.
+const REPLAYS_MAX: usize = limits::SUBSCRIPTIONS_MAX;
+
+/// What a link does next.
+pub(super) enum Next {
+    Frame(Box<v1::LinkFrame>),
+    /// There may be something after another look.
+    Again,
+    Wait,
+    End,
+}
+
+impl Router {
+    /// A stream to a node begins.
+    pub(super) fn open_link(&mut self, node: NodeId, stream: u64) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let out = &mut peer.out;
+        out.stream = stream;
+        (out.stands, out.said_hello, out.said_goodbye) = (false, false, false);
+        out.interest = None;
+        out.changes.clear();
+        out.replays.clear();
+    }
+
+    /// A stream to a node has ended.
+    pub(super) fn close_link(&mut self, node: NodeId, stream: u64) {
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.out.stream == stream) else { return };
+        (peer.out.stream, peer.out.stands) = (0, false);
+        peer.out.room.notify_waiters();
+        peer.out.progress.send_modify(|progress| {
+            progress.heeds = 0;
+            progress.lost_since.get_or_insert(tokio::time::Instant::now());
+        });
+    }
+
+    /// The next frame of a stream.
+    pub(super) fn next_frame(&mut self, node: NodeId, stream: u64) -> Next {
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.out.stream == stream) else {
+            return Next::End;
+        };
+        let frame = |frame: v1::LinkFrame| Next::Frame(Box::new(frame));
+        if !std::mem::replace(&mut peer.out.said_hello, true) {
+            let hello = v1::LinkHello {
+                node_id: self.node.0,
+                incarnation: self.incarnation,
+                cluster_id: self.cluster_id.clone(),
+                stream,
+            };
+            return frame(v1::LinkFrame { hello: Some(hello), ..Default::default() });
+        }
+        if peer.out.changes.is_empty() && peer.out.interest != Some(self.own.version()) {
+            peer.out.changes = self.own.changes_since(peer.out.interest);
+            peer.out.interest = Some(self.own.version());
+        }
+        if let Some(interest) = peer.out.changes.pop_front() {
+            return frame(v1::LinkFrame { interest: Some(interest), ..Default::default() });
+        }
+        if !peer.out.stands {
+            return Next::Wait;
+        }
+        if let Some(replay) = peer.out.replays.front_mut() {
+            let forgotten = self.spaces.get(&replay.namespace).map_or(0, |space| space.forgotten);
+            let replayed = replay.next(&self.ring, forgotten);
+            if replayed.complete {
+                peer.out.replays.pop_front();
+            }
+            return frame(v1::LinkFrame { replayed: Some(replayed), ..Default::default() });
+        }
+        let (routed, looked) = peer.read(node, &self.ring);
+        if routed.is_none() && looked == LOOKS_MAX {
+            return Next::Again;
+        }
+        let state_due = std::mem::take(&mut peer.out.state_due);
+        let goodbye = self.stopping && routed.is_none() && !peer.out.said_goodbye;
+        peer.out.said_goodbye |= goodbye;
+        if routed.is_none() && !state_due && !goodbye {
+            return Next::Wait;
+        }
+        let state = (state_due || goodbye).then(|| v1::LinkState {
+            sequence: self.ring.last(),
+            interest_version: self.own.version(),
+            interest_digest: self.own.interest.digest(),
+        });
+        let routed = routed.or_else(|| Some(peer.reached()));
+        frame(v1::LinkFrame { routed, state, goodbye, ..Default::default() })
+    }
+
+    /// Takes in a reply of the node that a stream leads to.
+    pub(super) fn take_reply(&mut self, node: NodeId, stream: u64, reply: v1::LinkReply) {
+        let v1::LinkReply {
+            stream: about,
+            stand,
+            interest_version,
+            heeded_from,
+            received,
+            interest_wanted,
+            replay,
+            bounced,
+        } = reply;
+        if about != stream || self.peers.get(&node).is_none_or(|peer| peer.out.stream != stream) {
+            return;
+        }
+        if let Some(v1::LinkStand { incarnation, received }) = stand {
+            self.meet(node, incarnation);
+            self.stand(node, received);
+        }
+        if interest_version > 0 {
+            self.heeded(node, interest_version, heeded_from);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if received > 0 {
+            peer.out.progress.send_if_modified(|progress| {
+                let more = received > progress.received;
+                progress.received = progress.received.max(received);
+                more
+            });
+        }
+        if interest_wanted {
+            peer.out.interest = None;
+            peer.out.changes.clear();
+            peer.out.waker.wake();
+        }
+        if let Some(request) = replay.filter(|_| peer.out.replays.len() < REPLAYS_MAX)
+            && let Ok(pattern) = Pattern::new(&request.pattern)
+        {
+            let v1::ReplayRequest { replay: number, namespace, pattern: _, after } = request;
+            let namespace: Arc<str> = namespace.into();
+            let replay = Replay { number, namespace, pattern, after, until: None, lost: false };
+            peer.out.replays.push_back(replay);
+            peer.out.waker.wake();
+        }
+        if let Some(bounced) = bounced {
+            self.reroute(node, &bounced);
+        }
+    }
+
+    fn stand(&mut self, node: NodeId, received: u64) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let out = &mut peer.out;
+        out.cursor = received.max(out.since).min(self.ring.last());
+        out.offset = self.ring.offset_at(out.cursor);
+        (out.told, out.stands, out.slow) = (received, true, false);
+        out.progress.send_modify(|progress| {
+            progress.lost_since = None;
+            progress.received = progress.received.max(received);
+        });
+        out.waker.wake();
+    }
+
+    /// The other node's process is this incarnation. What was for another one is void.
+    pub(super) fn meet(&mut self, node: NodeId, incarnation: u64) {
+        let last = self.ring.last();
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.back.incarnation == incarnation {
+            return;
+        }
+        let is_successor = peer.back.incarnation != 0;
+        self.give_up(node);
+        self.replace_interest(node, super::interest::Interest::default());
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.out.since = last;
+        peer.out.lost.clear();
+        peer.out.progress.send_modify(|progress| progress.received = 0);
+        let back = &mut peer.back;
+        (back.incarnation, back.received, back.version) = (incarnation, 0, 0);
+        (back.said_goodbye, back.given_up, back.is_successor) = (false, false, is_successor);
+        back.gathering = None;
+        for asked in back.asked.values_mut().filter(|asked| asked.incarnation != incarnation) {
+            // Of the former incarnation nothing will come any more; of this one all is news.
+            if asked.incarnation != 0
+                && let Some(queue) = asked.queue.upgrade()
+            {
+                queue.lag(None);
+            }
+            (asked.incarnation, asked.after, asked.sent) = (incarnation, 0, false);
+        }
+    }
+
+    /// The other node routes by a version of this node's interest from now on.
+    fn heeded(&mut self, node: NodeId, version: u64, heeded_from: u64) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.out.progress.send_modify(|progress| progress.heeds = progress.heeds.max(version));
+        let incarnation = peer.back.incarnation;
+        peer.back.unaware.retain(|unaware| {
+            if unaware.heeds > version {
+                return unaware.queue.strong_count() > 0;
+            }
+            let known = if unaware.incarnation == incarnation { unaware.received } else { 0 };
+            if heeded_from > known
+                && let Some(queue) = unaware.queue.upgrade()
+            {
+                queue.lag(None);
+            }
+            false
+        });
+        peer.ask();
+        if std::mem::take(&mut peer.back.is_successor) && heeded_from > 0 {
+            self.lag(None);
+        }
+    }
+}
+
+impl Peer {
+    /// Reads the ring on. Gives what is for the node, and how many entries were looked at.
+    fn read(&mut self, node: NodeId, ring: &Ring) -> (Option<v1::RoutedMessages>, usize) {
+        let mut runs = BytesMut::new();
+        let (mut confirm, mut looked) = (false, 0);
+        for entry in ring.after(self.out.cursor).take(LOOKS_MAX) {
+            let full = runs.len() + entry.messages.len() > limits::PUBSUB_FRAME_BYTES;
+            if full && !runs.is_empty() {
+                break;
+            }
+            let mut goes = false;
+            for segment in entry.segments.iter().filter(|segment| segment.to_nodes.contains(node)) {
+                if runs.is_empty() {
+                    let backlog = (ring.offset() - self.out.offset) as usize;
+                    runs.reserve(backlog.min(limits::PUBSUB_FRAME_BYTES).max(segment.to - segment.from));
+                }
+                let head = head_of(&entry.head, segment.index, segment.count);
+                let messages = &entry.messages[segment.from..segment.to];
+                let group = segment.to_nodes.group().as_bytes();
+                packed::put_run(&mut runs, &head, entry.namespace.as_bytes(), group, messages);
+                goes = true;
+            }
+            confirm |= entry.confirm && goes;
+            (self.out.cursor, self.out.offset) = (entry.last(), entry.offset);
+            looked += 1;
+        }
+        if looked < LOOKS_MAX && ring.last() <= self.out.cursor {
+            self.out.offset = ring.offset();
+        }
+        if ring.offset() - self.out.offset <= limits::LINK_BACKLOG_BYTES / 2 {
+            self.out.slow = false;
+            self.out.room.notify_waiters();
+        }
+        if runs.is_empty() && self.out.lost.is_empty() {
+            return (None, looked);
+        }
+        let mut routed = self.reached();
+        (routed.runs, routed.confirm) = (runs.freeze(), confirm);
+        (Some(routed), looked)
+    }
+
+    /// Says how far the ring was read.
+    fn reached(&mut self) -> v1::RoutedMessages {
+        let reached = self.out.cursor.max(self.out.told);
+        let previous = std::mem::replace(&mut self.out.told, reached);
+        let lost = std::mem::take(&mut self.out.lost).into_iter();
+        let lost =
+            lost.map(|(namespace, messages)| v1::RoutedLoss { namespace: namespace.to_string(), messages });
+        let lost = lost.collect();
+        v1::RoutedMessages { previous, reached, runs: bytes::Bytes::new(), confirm: false, lost }
+    }
+}
+
+impl Replay {
+    fn next(&mut self, ring: &Ring, forgotten: u64) -> v1::Replayed {
+        let until = *self.until.get_or_insert_with(|| {
+            self.lost = forgotten > self.after;
+            ring.last()
+        });
+        let (mut runs, mut looked, mut complete) = (BytesMut::new(), 0, true);
+        for entry in ring.after(self.after) {
+            if entry.head.sequence > until {
+                break;
+            }
+            if runs.len() >= limits::PUBSUB_FRAME_BYTES || looked == LOOKS_MAX {
+                complete = false;
+                break;
+            }
+            looked += 1;
+            if entry.namespace == self.namespace {
+                for (range, index, count) in matching(entry, &self.pattern, self.after) {
+                    let head = head_of(&entry.head, index, count);
+                    packed::put_run(&mut runs, &head, b"", b"", &entry.messages[range]);
+                }
+            }
+            self.after = entry.last();
+        }
+        let lost = std::mem::take(&mut self.lost);
+        let reached = if complete { until } else { self.after };
+        v1::Replayed { replay: self.number, runs: runs.freeze(), complete, reached, lost }
+    }
+}
