@@ -187,7 +187,9 @@ impl Queue {
     pub(super) fn take(&self) -> (Option<v1::Deliveries>, bool) {
         let mut state = self.state();
         let mut lagged = None;
-        if let Some(Entry::Lagged(missed)) = state.entries.front() {
+        if state.can_send()
+            && let Some(Entry::Lagged(missed)) = state.entries.front()
+        {
             lagged = Some(v1::Lagged { missed: *missed });
             state.entries.pop_front();
         }
@@ -282,11 +284,8 @@ impl State {
     }
 
     fn can_send(&self) -> bool {
-        match self.entries.front() {
-            None => false,
-            Some(Entry::Lagged(_)) => true,
-            Some(Entry::Messages(..)) => self.credit > 0,
-        }
+        // Without credit a notice waits, too: one tells of all that is dropped meanwhile.
+        !self.entries.is_empty() && self.credit > 0
     }
 
     fn end(&mut self) {

@@ -41,10 +41,11 @@ pub(crate) enum Heard {
 /// A client with one session.
 pub(crate) struct Messenger {
     host: Arc<Host>,
-    pub(crate) publisher: u64,
+    publisher: u64,
     application: String,
     calls: mpsc::Sender<v1::SessionCall>,
     events: tonic::Streaming<v1::SessionEvent>,
+    /// As its node said.
     pub(crate) attached: v1::Attached,
     node: PeerId,
     next: u64,
@@ -148,6 +149,18 @@ impl Messenger {
             let position = v1::Position { origin: head.origin, incarnation: head.incarnation, sequence };
             self.positions.entry(subscription).or_default().insert(head.origin, position);
         }
+    }
+
+    /// Takes in what comes until the session ends.
+    pub(crate) async fn drain(&mut self) {
+        while let Ok(Some(event)) = timeout(DEADLINE, self.events.message()).await.expect("an end in time") {
+            self.keep(event.event.expect("an event of this version"));
+        }
+    }
+
+    /// What was delivered and not heard yet.
+    pub(crate) fn heard(&mut self) -> Vec<Heard> {
+        self.heard.drain(..).collect()
     }
 
     /// What was delivered next.
