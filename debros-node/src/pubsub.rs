@@ -29,7 +29,7 @@ mod session;
 mod space;
 mod subscriptions;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ struct Shared {
     tracker: TaskTracker,
     metrics: PubSubMetrics,
     /// The tasks of links, by node.
-    links: Mutex<HashMap<NodeId, CancellationToken>>,
+    links: Mutex<BTreeMap<NodeId, CancellationToken>>,
     settled: watch::Sender<bool>,
     stop_sessions: CancellationToken,
     stop: CancellationToken,

@@ -56,6 +56,11 @@ impl Interest {
         self.digest
     }
 
+    /// Whether there is any subscription in a namespace.
+    pub(super) fn is_in(&self, namespace: &str) -> bool {
+        self.entries.keys().any(|key| *key.namespace == *namespace)
+    }
+
     /// Sets how many subscriptions there are; says whether others see a difference.
     pub(super) fn set(&mut self, key: &Key, members: u32) -> bool {
         let before = match members {

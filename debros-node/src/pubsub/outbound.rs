@@ -10,8 +10,8 @@ use bytes::BytesMut;
 use debros_proto::{NodeId, limits, packed, v1};
 use debros_topics::Pattern;
 
-use super::peer::{Peer, Replay};
-use super::ring::Ring;
+use super::peer::{Outbound, Peer, Replay};
+use super::ring::{Entry, Ring};
 use super::router::Router;
 use super::space::head_of;
 use super::subscriptions::matching;
@@ -20,6 +20,9 @@ use super::subscriptions::matching;
 const LOOKS_MAX: usize = 4096;
 /// Questions of one node to the ring that wait.
 const REPLAYS_MAX: usize = limits::SUBSCRIPTIONS_MAX;
+
+/// An entry that a frame has begun with is packed up to here.
+const FRAME_BYTES_LAST: usize = limits::PUBSUB_FRAME_BYTES + limits::PUBLISH_BYTES_MAX;
 
 /// What a link does next.
 pub(super) enum Next {
@@ -79,7 +82,8 @@ impl Router {
             return Next::Wait;
         }
         if let Some(replay) = peer.out.replays.front_mut() {
-            let forgotten = self.spaces.get(&replay.namespace).map_or(0, |space| space.forgotten);
+            let space = self.spaces.get(&replay.namespace);
+            let forgotten = space.map_or(self.forgotten, |space| space.forgotten);
             let replayed = replay.next(&self.ring, forgotten);
             if replayed.complete {
                 peer.out.replays.pop_front();
@@ -159,6 +163,12 @@ impl Router {
         let out = &mut peer.out;
         out.cursor = received.max(out.since).min(self.ring.last());
         out.offset = self.ring.offset_at(out.cursor);
+        out.part = (0, 0);
+        for (namespace, last) in std::mem::take(&mut out.unconfirmed) {
+            if last > received {
+                *out.lost.entry(namespace).or_default() += 1;
+            }
+        }
         (out.told, out.stands, out.slow) = (received, true, false);
         out.progress.send_modify(|progress| {
             progress.lost_since = None;
@@ -175,11 +185,14 @@ impl Router {
             return;
         }
         let is_successor = peer.back.incarnation != 0;
-        self.give_up(node);
+        if !peer.back.given_up {
+            self.mourn(node);
+        }
         self.replace_interest(node, super::interest::Interest::default());
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.out.since = last;
         peer.out.lost.clear();
+        peer.out.unconfirmed.clear();
         peer.out.progress.send_modify(|progress| progress.received = 0);
         let back = &mut peer.back;
         (back.incarnation, back.received, back.version) = (incarnation, 0, 0);
@@ -224,29 +237,26 @@ impl Peer {
     /// Reads the ring on. Gives what is for the node, and how many entries were looked at.
     fn read(&mut self, node: NodeId, ring: &Ring) -> (Option<v1::RoutedMessages>, usize) {
         let mut runs = BytesMut::new();
-        let (mut confirm, mut looked) = (false, 0);
+        let (mut confirm, mut looked, mut full) = (false, 0, false);
         for entry in ring.after(self.out.cursor).take(LOOKS_MAX) {
-            let full = runs.len() + entry.messages.len() > limits::PUBSUB_FRAME_BYTES;
-            if full && !runs.is_empty() {
+            if !runs.is_empty() && runs.len() + entry.messages.len() > limits::PUBSUB_FRAME_BYTES {
+                full = true;
                 break;
             }
-            let mut goes = false;
-            for segment in entry.segments.iter().filter(|segment| segment.to_nodes.contains(node)) {
-                if runs.is_empty() {
-                    let backlog = (ring.offset() - self.out.offset) as usize;
-                    runs.reserve(backlog.min(limits::PUBSUB_FRAME_BYTES).max(segment.to - segment.from));
-                }
-                let head = head_of(&entry.head, segment.index, segment.count);
-                let messages = &entry.messages[segment.from..segment.to];
-                let group = segment.to_nodes.group().as_bytes();
-                packed::put_run(&mut runs, &head, entry.namespace.as_bytes(), group, messages);
-                goes = true;
+            if runs.is_empty() && !entry.segments.is_empty() {
+                let backlog = (ring.offset() - self.out.offset) as usize;
+                runs.reserve(backlog.min(limits::PUBSUB_FRAME_BYTES).max(entry.messages.len()));
             }
-            confirm |= entry.confirm && goes;
+            let before = runs.len();
+            full = !self.out.put(node, entry, &mut runs);
+            confirm |= entry.confirm && runs.len() > before;
+            if full {
+                break;
+            }
             (self.out.cursor, self.out.offset) = (entry.last(), entry.offset);
             looked += 1;
         }
-        if looked < LOOKS_MAX && ring.last() <= self.out.cursor {
+        if !full && looked < LOOKS_MAX {
             self.out.offset = ring.offset();
         }
         if ring.offset() - self.out.offset <= limits::LINK_BACKLOG_BYTES / 2 {
@@ -270,6 +280,48 @@ impl Peer {
             lost.map(|(namespace, messages)| v1::RoutedLoss { namespace: namespace.to_string(), messages });
         let lost = lost.collect();
         v1::RoutedMessages { previous, reached, runs: bytes::Bytes::new(), confirm: false, lost }
+    }
+}
+
+impl Outbound {
+    /// Packs what an entry has for the node, as much as a frame takes; says whether that is all. What was
+    /// packed of it before is left out.
+    fn put(&mut self, node: NodeId, entry: &Entry, runs: &mut BytesMut) -> bool {
+        let begun = if self.part.0 == entry.head.sequence { self.part.1 } else { 0 };
+        let segments = entry.segments.iter().enumerate().skip(begun);
+        for (at, segment) in segments.filter(|(_, segment)| segment.to_nodes.contains(node)) {
+            let group = segment.to_nodes.group().as_bytes();
+            let length = packed::RUN_HEAD + entry.namespace.len() + group.len() + segment.to - segment.from;
+            if !runs.is_empty() && runs.len() + length > FRAME_BYTES_LAST {
+                self.part = (entry.head.sequence, at);
+                return false;
+            }
+            let head = head_of(&entry.head, segment.index, segment.count);
+            let messages = &entry.messages[segment.from..segment.to];
+            packed::put_run(runs, &head, entry.namespace.as_bytes(), group, messages);
+        }
+        true
+    }
+
+    /// An entry leaves the ring. Gives how many messages the node misses by that; whether it has what was sent
+    /// is known when it says so.
+    pub(super) fn misses(&mut self, node: NodeId, entry: &Entry) -> u64 {
+        let last = entry.last();
+        let confirmed = self.progress.borrow().received;
+        if last <= self.since || last <= confirmed {
+            return 0;
+        }
+        let concerned = entry.segments.iter().filter(|segment| segment.to_nodes.contains(node));
+        let messages = concerned.map(|segment| u64::from(segment.count)).sum();
+        if messages == 0 {
+            return 0;
+        }
+        if last <= self.cursor {
+            self.unconfirmed.insert(entry.namespace.clone(), last);
+            return 0;
+        }
+        *self.lost.entry(entry.namespace.clone()).or_default() += messages;
+        messages
     }
 }
 

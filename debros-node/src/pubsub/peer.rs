@@ -43,7 +43,9 @@ pub(super) struct Outbound {
     pub(super) said_hello: bool,
     /// Up to here the ring was looked through for it.
     pub(super) cursor: u64,
-    /// The offset in the ring that belongs to it.
+    /// How many segments of the entry with that sequence, the next one, were sent.
+    pub(super) part: (u64, usize),
+    /// The offset in the ring that belongs to the cursor.
     pub(super) offset: u64,
     /// What it was told last to have reached.
     pub(super) told: u64,
@@ -54,6 +56,8 @@ pub(super) struct Outbound {
     pub(super) said_goodbye: bool,
     /// Messages that left the ring before it had them, by namespace.
     pub(super) lost: BTreeMap<Arc<str>, u64>,
+    /// What left the ring after it was sent and before the node said that it has it: the last of each namespace.
+    pub(super) unconfirmed: BTreeMap<Arc<str>, u64>,
     pub(super) replays: VecDeque<Replay>,
     /// Publishers do not wait for it until it has caught up.
     pub(super) slow: bool,
@@ -139,6 +143,7 @@ impl Peer {
                 stands: false,
                 said_hello: false,
                 cursor: 0,
+                part: (0, 0),
                 offset: 0,
                 told: 0,
                 interest: None,
@@ -146,6 +151,7 @@ impl Peer {
                 state_due: false,
                 said_goodbye: false,
                 lost: BTreeMap::new(),
+                unconfirmed: BTreeMap::new(),
                 replays: VecDeque::new(),
                 slow: false,
                 waker: Arc::default(),

@@ -64,7 +64,7 @@ impl Router {
             let repeated = (known - first + 1).min(u64::from(plan.count)) as u32;
             self.metrics.repeated(repeated.into());
             if known >= last {
-                return Ok(Taken { last, ..Default::default() });
+                return Ok(self.taken_before(&namespace, last, mode));
             }
             let rest = plan.part(&messages, repeated..plan.count).map_err(damaged)?;
             messages = messages.slice(rest[0].at.start..);
@@ -95,6 +95,18 @@ impl Router {
         Ok(taken)
     }
 
+    /// A batch that was taken in before. Who waits for it waits for all that was taken in since.
+    fn taken_before(&self, namespace: &str, last: u64, mode: v1::PublishMode) -> Taken {
+        let mut taken = Taken { last, ..Default::default() };
+        if mode == v1::PublishMode::Received {
+            let concerned = self.peers.iter().filter(|(_, peer)| peer.back.interest.is_in(namespace));
+            let nodes = concerned.map(|(node, _)| *node).collect();
+            taken.sequence = self.ring.last();
+            taken.goes.push(Goes { count: 0, here: false, nodes });
+        }
+        taken
+    }
+
     /// Wakes the links to these nodes; gives those that are far behind.
     fn wake(&self, nodes: &[NodeId]) -> Vec<NodeId> {
         let mut behind = Vec::new();
@@ -119,20 +131,13 @@ impl Router {
     /// Drops what is past the ring's bounds, and notes who has missed it.
     pub(super) fn trim(&mut self, now: Instant) {
         while let Some(entry) = self.ring.drop_oldest(now) {
+            self.forgotten = entry.last();
             if let Some(space) = self.spaces.get_mut(&entry.namespace) {
                 space.forgotten = entry.last();
             }
-            let behind = self
-                .peers
-                .iter_mut()
-                .filter(|(_, peer)| peer.out.cursor < entry.last() && peer.out.since < entry.last());
-            for (node, peer) in behind {
-                let missed = entry.segments.iter().filter(|segment| segment.to_nodes.contains(*node));
-                let missed: u64 = missed.map(|segment| u64::from(segment.count)).sum();
-                if missed > 0 {
-                    self.metrics.lost(missed);
-                    *peer.out.lost.entry(entry.namespace.clone()).or_default() += missed;
-                }
+            for (node, peer) in &mut self.peers {
+                let missed = peer.out.misses(*node, &entry);
+                self.metrics.lost(missed);
             }
         }
     }
@@ -253,11 +258,12 @@ fn segments(
             for group in &route.groups {
                 match group.choose(None) {
                     None => {}
-                    Some(Chosen::Local(queue)) => {
-                        if queue.push(&head_of(head, index, 1), &messages.slice(from..to)) {
-                            pressed.push(queue.clone());
-                        }
+                    Some(Chosen::Local(queue))
+                        if queue.push(&head_of(head, index, 1), &messages.slice(from..to)) =>
+                    {
+                        pressed.push(queue.clone());
                     }
+                    Some(Chosen::Local(_)) => {}
                     Some(Chosen::Remote(node)) => {
                         let to_nodes = Nodes::One(node, group.name.clone());
                         segments.push(Segment { from, to, index, count: 1, to_nodes });

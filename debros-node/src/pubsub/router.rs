@@ -37,6 +37,8 @@ pub(super) struct Router {
     /// It was told who the members are.
     pub(super) has_members: bool,
     pub(super) metrics: PubSubMetrics,
+    /// The last sequence that left the ring.
+    pub(super) forgotten: u64,
     next_number: u64,
 }
 
@@ -69,6 +71,7 @@ impl Router {
             stopping: false,
             has_members: false,
             metrics,
+            forgotten: 0,
             next_number: 1,
         }
     }
@@ -151,7 +154,8 @@ impl Router {
     pub(super) fn space(&mut self, namespace: &str) -> &mut Space {
         if !self.spaces.contains_key(namespace) {
             let name: Arc<str> = namespace.into();
-            self.spaces.insert(name.clone(), Space::new(name));
+            // There may have been one before.
+            self.spaces.insert(name.clone(), Space::new(name, self.forgotten));
         }
         self.spaces.get_mut(namespace).expect("it is there by now")
     }
@@ -167,6 +171,8 @@ impl Router {
             self.replace_interest(node, Interest::default());
             if let Some(peer) = self.peers.remove(&node) {
                 peer.out.waker.wake();
+                let asked = peer.back.asked.values().filter_map(|asked| asked.queue.upgrade());
+                asked.for_each(|queue| queue.open_gate(node.0, 0, 0));
             }
         }
         let new: Vec<_> = members
@@ -218,7 +224,7 @@ impl Router {
         self.spaces.retain(|_, space| !space.is_unused());
         let silent = |peer: &Peer| {
             let lost = peer.back.lost_since.is_some_and(|since| now - since > limits::ORIGIN_PATIENCE);
-            lost && !peer.back.given_up && peer.back.incarnation != 0
+            lost && !peer.back.given_up
         };
         let silent: Vec<NodeId> =
             self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(node, _)| *node).collect();
@@ -251,9 +257,11 @@ impl Router {
             if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
                 continue;
             }
-            session.told = positions.clone();
             let busy = session.queues.values().filter(|(queue, _)| !queue.is_idle());
             let except: Vec<u64> = busy.map(|(queue, _)| queue.number()).collect();
+            if except.is_empty() {
+                session.told = positions.clone();
+            }
             if except.len() < session.queues.len() {
                 let event = v1::Positions { positions: positions.to_vec(), except };
                 session.outlet.tell(Event::Positions(event));
@@ -261,21 +269,25 @@ impl Router {
         }
     }
 
-    /// An origin is gone, perhaps with messages that nobody has.
+    /// An origin is gone, perhaps for good, and what it was asked for may not come.
     pub(super) fn give_up(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let already = std::mem::replace(&mut peer.back.given_up, true);
-        if already || peer.back.incarnation == 0 {
+        if std::mem::replace(&mut peer.back.given_up, true) {
             return;
         }
-        for asked in peer.back.asked.values() {
+        for asked in peer.back.asked.values().filter(|asked| asked.incarnation != 0) {
             if let Some(queue) = asked.queue.upgrade() {
                 queue.lag(None);
             }
         }
+        self.mourn(node);
+    }
+
+    /// An incarnation of an origin is gone, perhaps with messages that nobody has.
+    pub(super) fn mourn(&self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node) else { return };
         if !peer.back.said_goodbye {
-            let publishes = peer.back.interest.publishes.clone();
-            self.lag(Some(&publishes));
+            self.lag(Some(&peer.back.interest.publishes));
         }
     }
 }

@@ -17,6 +17,9 @@ use tokio::time::Instant;
 
 use super::queue::Queue;
 
+/// Receivers in kept routes: a topic of ten thousand subscriptions is not kept sixteen thousand times.
+const ROUTE_RECEIVERS_MAX: usize = 1 << 20;
+
 /// A subscription of this node.
 pub(super) struct Local {
     pub(super) queue: Arc<Queue>,
@@ -153,6 +156,8 @@ pub(super) struct Space {
     pub(super) local: TopicTrie<Local>,
     pub(super) remote: TopicTrie<Remote>,
     routes: HashMap<Box<[u8]>, Arc<Route>>,
+    /// Receivers in all kept routes.
+    receivers: usize,
     pub(super) publishers: HashMap<u64, Publisher>,
     pub(super) sessions: usize,
     /// The others know that clients of this node publish here.
@@ -164,23 +169,26 @@ pub(super) struct Space {
 }
 
 impl Space {
-    pub(super) fn new(name: Arc<str>) -> Self {
+    /// Nothing is known of it. Of messages up to `forgotten` the ring may have held some.
+    pub(super) fn new(name: Arc<str>, forgotten: u64) -> Self {
         Self {
             name,
             local: TopicTrie::new(),
             remote: TopicTrie::new(),
             routes: HashMap::new(),
+            receivers: 0,
             publishers: HashMap::new(),
             sessions: 0,
             announced: false,
-            forgotten: 0,
-            last: 0,
+            forgotten,
+            last: forgotten,
         }
     }
 
     /// Interest has changed.
     pub(super) fn forget_routes(&mut self) {
         self.routes.clear();
+        self.receivers = 0;
     }
 
     /// What is known of a publisher; something from now on.
@@ -252,8 +260,9 @@ impl Space {
         }
         let checked = Topic::try_from(topic).map_err(|error| Failure::invalid(error.to_string()))?;
         let route = Arc::new(self.find(checked.as_str()));
-        if self.routes.len() >= limits::ROUTES_KEPT_MAX {
-            self.routes.clear();
+        self.receivers += route.local.len() + route.nodes.len();
+        if self.routes.len() >= limits::ROUTES_KEPT_MAX || self.receivers > ROUTE_RECEIVERS_MAX {
+            self.forget_routes();
         }
         self.routes.insert(topic.into(), route.clone());
         Ok(route)

@@ -128,7 +128,8 @@ impl Router {
     }
 
     fn replay_here(&self, key: &Key, queue: &Arc<Queue>, after: u64) {
-        let forgotten = self.spaces.get(&key.namespace).map_or(0, |space| space.forgotten);
+        let space = self.spaces.get(&key.namespace);
+        let forgotten = space.map_or(self.forgotten, |space| space.forgotten);
         if forgotten > after {
             queue.lag(None);
         }

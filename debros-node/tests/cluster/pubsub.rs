@@ -192,7 +192,8 @@ async fn everybody_knows_what_is_subscribed_to_and_who_is_here() {
     let member = entered[0].member.clone().unwrap();
     assert_eq!((entered.len(), entered[0].left, member.member.as_str()), (1, false, "ann"));
     let request = v1::PresentRequest { header: header(), pattern: ">".into() };
-    assert_eq!(one.stub().present(request).await.unwrap().into_inner().members, [member.clone()]);
+    let present = one.stub().present(request).await.unwrap().into_inner();
+    assert_eq!(present.members, std::slice::from_ref(&member));
     drop(two);
     let left = one.event("ann leaves", events).await;
     assert_eq!(left, [v1::PresenceEvent { left: true, member: Some(member) }]);
