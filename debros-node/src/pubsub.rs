@@ -53,7 +53,7 @@ pub use metrics::PubSubMetrics;
 pub use outlet::Events;
 
 /// Heartbeats of links, positions for clients, and tidying.
-const TICK_INTERVAL: Duration = Duration::from_millis(500);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// A node that has just started takes in messages once it knows what the others are interested in, or after this time.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks.

@@ -131,16 +131,12 @@ impl Router {
         Some(queue.clone())
     }
 
-    /// Clients of this node publish in a namespace. Gives the version of this node's interest that says so, when
-    /// that is news.
-    pub(super) fn announce(&mut self, namespace: &Arc<str>) -> Option<u64> {
-        let already = std::mem::replace(&mut self.space(namespace).announced, true);
-        if already {
-            return None;
-        }
+    /// Clients of this node publish in a namespace. Gives a version of this node's interest that says so.
+    pub(super) fn announce(&mut self, namespace: &Arc<str>) -> u64 {
+        self.space(namespace).announced = true;
         let version = self.own.set_publishes(namespace, true);
         self.wake_links();
-        Some(version)
+        version
     }
 
     /// Publishers do not wait for a node before it has caught up.
@@ -200,11 +196,15 @@ impl Router {
         }
     }
 
-    /// Everything up to here was handed to the subscriptions of this node.
-    pub(super) fn positions(&self) -> Vec<v1::Position> {
+    /// Everything up to here was handed to the subscriptions of this node; without those origins that were asked
+    /// for more, when it must be true of all subscriptions.
+    pub(super) fn positions(&self, of_all: bool) -> Vec<v1::Position> {
         let own =
             v1::Position { origin: self.node.0, incarnation: self.incarnation, sequence: self.ring.last() };
-        let others = self.peers.iter().filter(|(_, peer)| peer.back.incarnation != 0);
+        let others = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.back.incarnation != 0 && !(of_all && peer.back.asks_still()));
         let others = others.map(|(node, peer)| v1::Position {
             origin: node.0,
             incarnation: peer.back.incarnation,
@@ -252,7 +252,7 @@ impl Router {
     }
 
     fn tell_positions(&mut self) {
-        let positions: Arc<[v1::Position]> = self.positions().into();
+        let positions: Arc<[v1::Position]> = self.positions(true).into();
         for session in self.sessions.values_mut() {
             if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
                 continue;
@@ -275,8 +275,10 @@ impl Router {
         if std::mem::replace(&mut peer.back.given_up, true) {
             return;
         }
-        for asked in peer.back.asked.values().filter(|asked| asked.incarnation != 0) {
-            if let Some(queue) = asked.queue.upgrade() {
+        let back = &peer.back;
+        for asked in back.asked.values().filter(|asked| asked.incarnation != 0) {
+            let lost = back.may_have_lost(&asked.namespace, asked.incarnation, asked.after);
+            if let Some(queue) = asked.queue.upgrade().filter(|_| lost) {
                 queue.lag(None);
             }
         }
@@ -286,7 +288,7 @@ impl Router {
     /// An incarnation of an origin is gone, perhaps with messages that nobody has.
     pub(super) fn mourn(&self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
-        if !peer.back.said_goodbye {
+        if peer.back.goodbye.is_none() {
             self.lag(Some(&peer.back.interest.publishes));
         }
     }

@@ -205,3 +205,47 @@ async fn a_new_incarnation_of_an_origin_is_not_mistaken_for_the_old_one() {
     assert_eq!(subscriber.payloads(2).await, ["before", "after"]);
     cluster.shutdown().await;
 }
+
+/// A publisher at full speed, and a subscriber that takes everything but has other work, too: the publisher is held
+/// back before anything has to be dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_full_speed_everything_arrives_in_order() {
+    const BATCHES: u64 = 400;
+    const BATCH: u64 = 256;
+    let cluster = Cluster::of(2).await;
+    let mut publisher = Messenger::at(&cluster, 0, "app").await;
+    let mut subscriber = Messenger::at(&cluster, 1, "app").await;
+    let subscribe = v1::Subscribe {
+        subscription: 1,
+        pattern: "news.*".into(),
+        credit_bytes: 1 << 20,
+        ..Default::default()
+    };
+    subscriber.subscribe_as(subscribe).await.unwrap();
+    let window = publisher.attached.publish_window_bytes;
+    let payload = "x".repeat(128);
+    let batch = pack(&vec![("news.today", payload.as_str()); BATCH as usize]);
+    let began = std::time::Instant::now();
+    let publishing = tokio::spawn(async move {
+        let (mut acknowledged, ahead) = (0, window / batch.len() as u64);
+        for number in 0..BATCHES {
+            if number >= acknowledged + ahead {
+                let last = (number - ahead + 1) * BATCH;
+                publisher.published(last).await.unwrap();
+                acknowledged = number - ahead + 1;
+            }
+            publisher.send(number * BATCH + 1, Accepted, false, batch.clone()).await;
+        }
+        publisher.published(BATCHES * BATCH).await.unwrap();
+        publisher
+    });
+    for number in 1..=BATCHES * BATCH {
+        assert_eq!(subscriber.message().await.number, number);
+        if number % (4 * BATCH) == 0 {
+            subscriber.give_back(1).await;
+        }
+    }
+    println!("{} messages in {:?}", BATCHES * BATCH, began.elapsed());
+    publishing.await.unwrap();
+    cluster.shutdown().await;
+}
