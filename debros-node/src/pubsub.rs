@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The node that a publisher is attached to is the origin of its messages. It knows what every other node is
-//! interested in ([`interest`]), keeps the messages of the last moments in one ring, and each link reads that ring
-//! from where its destination stands ([`outbound`], docs/adr/0008). What comes out of order, twice or not at all is
+//! interested in (`interest`), keeps the messages of the last moments in one ring, and each link reads that ring
+//! from where its destination stands (`outbound`, docs/adr/0008). What comes out of order, twice or not at all is
 //! told by numbers: the origin's and the publisher's (`debros_proto::coverage`).
 //!
 //! Knows namespaces but not who may use them, and the other nodes but not who decides which there are.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use debros_net::PeerId;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
@@ -39,6 +40,8 @@ pub(super) struct Router {
     pub(super) metrics: PubSubMetrics,
     /// The last sequence that left the ring.
     pub(super) forgotten: u64,
+    /// Bytes in the queues of all subscriptions.
+    waiting: Arc<AtomicUsize>,
     next_number: u64,
 }
 
@@ -72,6 +75,7 @@ impl Router {
             has_members: false,
             metrics,
             forgotten: 0,
+            waiting: Arc::default(),
             next_number: 1,
         }
     }
@@ -94,7 +98,7 @@ impl Router {
         }
         let namespace = self.space(namespace).name.clone();
         self.space(&namespace).sessions += 1;
-        let (number, outlet) = (self.number(), Outlet::new());
+        let (number, outlet) = (self.number(), Outlet::new(self.waiting.clone()));
         let session = Session {
             outlet: outlet.clone(),
             namespace,
@@ -239,6 +243,7 @@ impl Router {
         self.tell_positions();
         self.metrics.set_links(self.peers.values().filter(|peer| peer.out.stands).count());
         self.metrics.set_ring_bytes(self.ring.bytes());
+        self.metrics.set_queue_bytes(self.waiting.load(Ordering::Relaxed));
     }
 
     /// Namespaces in which nobody publishes any more, and of which nothing is on its way.
