@@ -28,6 +28,8 @@ mod router;
 mod session;
 mod space;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
