@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "debros/v1/storage.proto",
         "debros/v1/replica.proto",
         "debros/v1/registers.proto",
+        "debros/v1/pubsub.proto",
+        "debros/v1/routing.proto",
         "debros/v1/log.proto",
     ];
     println!("cargo:rerun-if-changed=proto");

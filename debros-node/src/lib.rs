@@ -12,6 +12,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod planted;
+pub mod pubsub;
 pub mod raft;
 pub mod rpc;
 pub mod service;

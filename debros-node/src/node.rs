@@ -28,17 +28,18 @@ use crate::clock::Clock;
 use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
 use crate::http::HttpMetrics;
 use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
+use crate::pubsub::{PubSubMetrics, PubSubSlot, RoutingService};
 use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Registers, Replicas,
-    Standing, Storage, end_leases,
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Messages, Registers,
+    Replicas, Standing, Storage, end_leases,
 };
 use crate::sql::{FailedFlush, SqlEngines};
 
 /// What a node offers.
-const SERVICES: [&str; 2] = ["database", "storage"];
+const SERVICES: [&str; 3] = ["database", "storage", "pubsub"];
 /// Requests under way get this long to end when the node stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Leaderships are handed over within this time when the node stops.
@@ -169,6 +170,9 @@ struct Core {
     kv: KvSlot,
     kv_store: Store,
     kv_metrics: KvMetrics,
+    pubsub: PubSubSlot,
+    pubsub_metrics: PubSubMetrics,
+    stop_clients: CancellationToken,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -197,7 +201,8 @@ impl Node {
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
         let kv_metrics = KvMetrics::register(&mut registry);
-        let core = Core::open(&settings, log_options, kv_metrics, network, blocking, clock).await?;
+        let engines = (kv_metrics, PubSubMetrics::register(&mut registry));
+        let core = Core::open(&settings, log_options, engines, network, blocking, clock).await?;
         crate::metrics::register_groups(&mut registry, core.groups.clone());
 
         let discovery = core.discover(&settings, &rpc_metrics);
@@ -299,6 +304,9 @@ impl Node {
         let Self { core, discovery, servers, .. } = self;
         servers.stop_clients.cancel();
         within(DRAIN_TIMEOUT, "requests under way", servers.clients).await;
+        if let Ok(pubsub) = core.pubsub.get() {
+            pubsub.say_goodbye().await;
+        }
         core.groups.hand_over(HAND_OVER_TIMEOUT).await;
         core.stop.cancel();
         discovery.shutdown().await;
@@ -312,6 +320,7 @@ impl Node {
         core.network.shutdown().await;
         within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
         core.kv.clear();
+        core.pubsub.clear();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
         kv::close(core.kv_store).await;
@@ -323,7 +332,7 @@ impl Core {
     async fn open(
         settings: &Settings,
         log: log::Options,
-        kv_metrics: KvMetrics,
+        (kv_metrics, pubsub_metrics): (KvMetrics, PubSubMetrics),
         network: Arc<dyn Network>,
         blocking: Blocking,
         clock: Clock,
@@ -382,6 +391,9 @@ impl Core {
             kv: KvSlot::default(),
             kv_store,
             kv_metrics,
+            pubsub: PubSubSlot::default(),
+            pubsub_metrics,
+            stop_clients: CancellationToken::new(),
             stop,
             tracker,
         })
@@ -425,18 +437,20 @@ impl Core {
         discovery: &Discovery,
         metrics: RpcMetrics,
     ) -> Servers {
-        let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk, Lane::Kv]);
+        let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk, Lane::Kv, Lane::Pubsub]);
         let members = self.cluster.clone();
         let is_member: IsMember = Arc::new(move |peer| {
             members.get().is_ok_and(|cluster| cluster.map().node_of_peer(&peer.to_string()).is_some())
         });
         let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()))
-            .add_service(ReplicaService::server(self.kv.clone(), is_member));
-        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+            .add_service(ReplicaService::server(self.kv.clone(), is_member))
+            .add_service(RoutingService::server(self.pubsub.clone()));
+        let (stop_clients, stop_peers) = (self.stop_clients.clone(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
         let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
             .add_service(rpc::storage_service(storage, metrics.clone()))
+            .add_service(rpc::pubsub_service(Messages::new(self.pubsub.clone()), metrics.clone()))
             .add_service(rpc::registers_service(registers.clone(), metrics.clone()))
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))

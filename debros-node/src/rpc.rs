@@ -4,6 +4,7 @@
 mod cluster;
 mod database;
 mod meter;
+mod pubsub;
 mod registers;
 mod storage;
 
@@ -14,6 +15,7 @@ use crate::service::Principal;
 pub use cluster::{cluster_service, membership_service};
 pub use database::database_service;
 pub use meter::RpcMetrics;
+pub use pubsub::pubsub_service;
 pub use registers::registers_service;
 pub use storage::storage_service;
 

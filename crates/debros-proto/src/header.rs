@@ -50,4 +50,7 @@ has_header!(
     RegisterListRequest,
     LeaseListRequest,
     RegisterWatchRequest,
+    Attach,
+    TopicsRequest,
+    PresentRequest,
 );

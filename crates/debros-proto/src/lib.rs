@@ -6,10 +6,12 @@
 //! [`v1::RequestHeader`] ([`HasHeader`]).
 
 pub mod calls;
+pub mod coverage;
 pub mod error;
 pub mod layout;
 pub mod limits;
 pub mod names;
+pub mod packed;
 pub mod registers;
 
 /// The generated messages, clients and servers of package `debros.v1`.

@@ -173,6 +173,75 @@ pub const STORAGE_WATCHES_MAX: usize = 4096;
 /// what frees room, go on in it. Repairs may take half of it, so that reads go on, too.
 pub const STORAGE_RESERVE_BYTES_MAX: u64 = 64 << 20;
 
+/// One topic or pattern: longer ones are addresses of data, not names of streams.
+pub const TOPIC_BYTES_MAX: usize = 1024;
+/// Levels of one topic: each is a step of every match.
+pub const TOPIC_LEVELS_MAX: usize = 64;
+/// The payload of one message: larger things belong into the storage, with a message about them.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// The encoded headers of one message.
+pub const MESSAGE_HEADERS_BYTES_MAX: usize = 16 << 10;
+/// The name of a queue group.
+pub const GROUP_BYTES_MAX: usize = 64;
+/// Messages of one batch: they are routed without a pause.
+pub const PUBLISH_MESSAGES_MAX: usize = 16_384;
+/// Bytes of one batch; a single message always fits.
+pub const PUBLISH_BYTES_MAX: usize = MESSAGE_BYTES_MAX + (64 << 10);
+/// Bytes that one client may have under way to its node: some milliseconds at full speed.
+pub const PUBLISH_WINDOW_BYTES: u64 = 4 << 20;
+/// Messages are gathered up to here in what is sent at once; 128-byte writes to a stream reach a sixtieth of what
+/// 64-KiB writes do.
+pub const PUBSUB_FRAME_BYTES: usize = 64 << 10;
+/// One message of a pub/sub stream: a frame, and the last batch that began in it.
+pub const PUBSUB_FRAME_BYTES_MAX: usize = PUBSUB_FRAME_BYTES + 2 * PUBLISH_BYTES_MAX;
+/// What an origin remembers of its own messages for links that broke and clients that moved, in bytes: at full speed
+/// half a second.
+pub const RING_BYTES_MAX: usize = 64 << 20;
+/// The same in time.
+pub const RING_LIFE: Duration = Duration::from_secs(60);
+/// What waits for a node in reach before publishers are held back.
+pub const LINK_BACKLOG_BYTES: u64 = 8 << 20;
+/// Publishers are held back for a node that takes nothing at most this long; then it must catch up alone.
+pub const LINK_PATIENCE: Duration = Duration::from_secs(1);
+/// What waits for one subscription; past it the oldest is dropped, or the subscription ends.
+pub const SUBSCRIPTION_QUEUE_BYTES: usize = 16 << 20;
+/// What waits for all subscriptions of a session; past it each is held to [`SUBSCRIPTION_QUEUE_BYTES_ASSURED`].
+pub const SESSION_QUEUES_BYTES: usize = 64 << 20;
+/// The same for all sessions of a node.
+pub const NODE_QUEUES_BYTES: usize = 512 << 20;
+/// What a subscription may have waiting however much waits for others: those that read lose nothing by those that do not.
+pub const SUBSCRIPTION_QUEUE_BYTES_ASSURED: usize = 256 << 10;
+/// Credit of one subscription: what a client may have to keep in memory.
+pub const SUBSCRIPTION_CREDIT_BYTES_MAX: u64 = 64 << 20;
+/// Subscriptions, and presences, of one session.
+pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 20_000;
+/// Watches of who is present, of one session.
+pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
+/// Subscriptions of one node.
+pub const SUBSCRIPTIONS_MAX: usize = 200_000;
+/// Sessions of one node: each is a stream and a task.
+pub const SESSIONS_PER_NODE_MAX: usize = 16_384;
+/// Patterns of one node that others keep, over all namespaces.
+pub const INTEREST_ENTRIES_MAX: usize = SUBSCRIPTIONS_MAX;
+/// A subscription is acknowledged without the nodes that have not answered for so long.
+pub const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(2);
+/// A batch that every interested node is to have is acknowledged without those that lost their connection so long ago.
+pub const RECEIVE_PATIENCE: Duration = Duration::from_secs(2);
+/// Calls of a session under way that wait for others: subscriptions and batches to be received.
+pub const SESSION_CALLS_MAX: usize = 4096;
+/// Publishers whose numbers a node remembers, and for how long after their last message.
+pub const PUBLISHERS_MAX: usize = 65_536;
+/// See [`PUBLISHERS_MAX`]: longer than a client takes to find another node.
+pub const PUBLISHER_LIFE: Duration = Duration::from_secs(600);
+/// An origin out of reach for so long may be gone with messages that nobody got.
+pub const ORIGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Topics of a namespace whose receivers are kept ready.
+pub const ROUTES_KEPT_MAX: usize = 16_384;
+/// The name of who is present.
+pub const PRESENCE_MEMBER_BYTES_MAX: usize = 256;
+/// What is told beside the name.
+pub const PRESENCE_DATA_BYTES_MAX: usize = 4 << 10;
+
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;
 /// Signed peer records in one exchange.

@@ -1,6 +1,6 @@
 //! What a node does by itself: it becomes a member, starts what needs one, and keeps others told.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::cluster::{
     self, Cluster, EnterError, Entry, Identity, ReconcileOptions, Reconciler, Registration,
 };
 use crate::kv::{self, Kv, KvOptions, KvParts};
+use crate::pubsub::{PubSub, PubSubParts};
 
 /// A member that is gone holds up writes for no longer than this.
 const DISKS_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,6 +49,7 @@ impl Core {
             Ok(cluster) => {
                 self.cluster.fill(cluster.clone());
                 self.start_storage(&cluster, kv);
+                self.start_pubsub(&cluster);
                 self.tracker.spawn(Reconciler::new(cluster, options).run(self.stop.clone()));
             }
             Err(error) => drop(told.send_replace(Some(Arc::new(error)))),
@@ -81,6 +83,34 @@ impl Core {
                 if let Some(layout) = layout {
                     kv.set_layout(layout);
                 }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = map.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+    }
+
+    /// Starts pub/sub, and keeps it told of who the members are.
+    fn start_pubsub(&self, cluster: &Cluster) {
+        let pubsub = PubSub::start(PubSubParts {
+            node: cluster.node(),
+            cluster_id: cluster.id().to_string(),
+            channels: self.channels.clone(),
+            tracker: self.tracker.clone(),
+            metrics: self.pubsub_metrics.clone(),
+            stop_sessions: self.stop_clients.clone(),
+            stop: self.stop.clone(),
+        });
+        self.pubsub.fill(pubsub.clone());
+        let (mut map, stop) = (cluster.watch(), self.stop.clone());
+        self.tracker.spawn(async move {
+            loop {
+                let members: BTreeMap<_, _> = {
+                    let map = map.borrow_and_update();
+                    map.members().filter_map(|node| Some((node.id, node.peer_id.parse().ok()?))).collect()
+                };
+                pubsub.set_members(&members);
                 tokio::select! {
                     () = stop.cancelled() => return,
                     changed = map.changed() => if changed.is_err() { return },

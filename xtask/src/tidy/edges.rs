@@ -15,11 +15,12 @@ type Edge = (&'static str, Option<&'static [&'static str]>);
 
 const EDGES: &[Edge] = &[
     ("debros-proto", Some(&[])),
+    ("debros-topics", Some(&["debros-proto"])),
     ("debros-config", Some(&[])),
     ("debros-sqlite", Some(&[])),
     ("debros-net", Some(&["debros-proto"])),
-    ("debros-sdk", Some(&["debros-proto", "debros-net", "debros-sqlite"])),
-    ("debros-node", Some(&["debros-proto", "debros-config", "debros-net", "debros-sqlite"])),
+    ("debros-sdk", Some(&["debros-proto", "debros-topics", "debros-net", "debros-sqlite"])),
+    ("debros-node", Some(&["debros-proto", "debros-topics", "debros-config", "debros-net", "debros-sqlite"])),
     ("debros-cli", Some(&["debros-sdk"])),
     ("anchat", Some(&["debros-sdk"])),
     ("operator", Some(&["debros-config", "debros-sdk"])),

@@ -1,0 +1,346 @@
+//! The link from another node as seen by its destination: the other node's interest, its messages, and its
+//! answers about its ring.
+//!
+//! Invariant: what comes from an origin is handed on in its order and without a silent gap. A frame that does
+//! not follow the one before ends the stream; the next one begins where this node says it stands.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use debros_proto::packed::{Run, Runs};
+use debros_proto::{NodeId, v1};
+use debros_topics::Pattern;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use v1::interest_change::About;
+
+use super::interest::{Interest, Key};
+use super::peer::Peer;
+use super::publish::tell_here;
+use super::queue::Queue;
+use super::router::Router;
+use super::space::{Chosen, Remote};
+
+/// Why a stream of another node is not read on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("the first frame of a link is its hello")]
+    NoHello,
+    #[error("the link is of another cluster, {0}")]
+    OtherCluster(String),
+    #[error("the link says it is of node {0}, which its peer is not")]
+    OtherNode(u64),
+    #[error("another stream has taken the place of this one")]
+    Replaced,
+    #[error("messages came out of order: they follow {previous}, and this node has {received}")]
+    Gap { previous: u64, received: u64 },
+    #[error("a frame cannot be read")]
+    Damaged,
+}
+
+impl Router {
+    /// A stream of another node begins with its hello. Gives its number.
+    pub(super) fn accept_link(
+        &mut self,
+        node: NodeId,
+        hello: v1::LinkHello,
+        replies: mpsc::Sender<v1::LinkReply>,
+    ) -> Result<u64, Broken> {
+        let v1::LinkHello { node_id, incarnation, cluster_id, stream } = hello;
+        if cluster_id != self.cluster_id {
+            return Err(Broken::OtherCluster(cluster_id));
+        }
+        if node_id != node.0 || incarnation == 0 || stream == 0 {
+            return Err(Broken::OtherNode(node_id));
+        }
+        self.meet(node, incarnation);
+        let own = self.incarnation;
+        let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::OtherNode(node_id)) };
+        let back = &mut peer.back;
+        (back.stream, back.replies, back.gathering) = (stream, Some(replies), None);
+        (back.lost_since, back.given_up, back.goodbye) = (None, false, None);
+        back.asked.values_mut().for_each(|asked| asked.sent = false);
+        let stand = v1::LinkStand { incarnation: own, received: back.received };
+        back.reply(v1::LinkReply { stand: Some(stand), ..Default::default() });
+        Ok(stream)
+    }
+
+    /// A stream of another node has ended.
+    pub(super) fn lose_link(&mut self, node: NodeId, stream: u64) {
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.back.stream == stream) else { return };
+        (peer.back.stream, peer.back.replies) = (0, None);
+        peer.back.lost_since = Some(Instant::now());
+    }
+
+    /// Takes in a frame. Gives the subscriptions that have much waiting.
+    pub(super) fn take_frame(
+        &mut self,
+        node: NodeId,
+        stream: u64,
+        frame: v1::LinkFrame,
+    ) -> Result<Vec<Arc<Queue>>, Broken> {
+        if self.peers.get(&node).is_none_or(|peer| peer.back.stream != stream) {
+            return Err(Broken::Replaced);
+        }
+        let v1::LinkFrame { hello: _, interest, routed, replayed, state, goodbye } = frame;
+        let mut pressed = Vec::new();
+        if let Some(changes) = interest {
+            self.take_interest(node, changes);
+        }
+        if let Some(routed) = routed {
+            self.take_routed(node, routed, &mut pressed)?;
+        }
+        if let Some(replayed) = replayed {
+            self.take_replayed(node, replayed)?;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
+        if goodbye {
+            peer.back.goodbye = state.map(|state| state.sequence);
+        }
+        if let Some(state) = state {
+            let agrees = peer.back.version != state.interest_version
+                || peer.back.interest.digest() == state.interest_digest;
+            let reply = v1::LinkReply {
+                received: peer.back.received,
+                interest_wanted: !agrees && peer.back.gathering.is_none(),
+                ..Default::default()
+            };
+            peer.back.reply(reply);
+            // What found no room before is asked again.
+            peer.ask();
+        }
+        Ok(pressed)
+    }
+
+    fn take_routed(
+        &mut self,
+        node: NodeId,
+        routed: v1::RoutedMessages,
+        pressed: &mut Vec<Arc<Queue>>,
+    ) -> Result<(), Broken> {
+        let v1::RoutedMessages { previous, reached, runs, confirm, lost } = routed;
+        let Some(peer) = self.peers.get(&node) else { return Err(Broken::Replaced) };
+        let (received, incarnation) = (peer.back.received, peer.back.incarnation);
+        if previous != received {
+            return Err(Broken::Gap { previous, received });
+        }
+        let lost =
+            lost.into_iter().map(|lost| lost.namespace.into()).collect::<std::collections::BTreeSet<_>>();
+        if !lost.is_empty() {
+            self.lag(Some(&lost));
+        }
+        for run in Runs::new(runs) {
+            let run = run.map_err(|_| Broken::Damaged)?;
+            if run.head.origin != node.0 || run.head.incarnation != incarnation || run.head.count == 0 {
+                return Err(Broken::Damaged);
+            }
+            self.take_run(node, &run, pressed)?;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
+        peer.back.received = reached;
+        if confirm {
+            peer.back.reply(v1::LinkReply { received: reached, ..Default::default() });
+        }
+        Ok(())
+    }
+
+    fn take_run(&mut self, node: NodeId, run: &Run, pressed: &mut Vec<Arc<Queue>>) -> Result<(), Broken> {
+        let Run { head, namespace, group, messages } = run;
+        let namespace = std::str::from_utf8(namespace).map_err(|_| Broken::Damaged)?;
+        let last = head.first.checked_add(u64::from(head.count) - 1).ok_or(Broken::Damaged)?;
+        let Some(space) = self.spaces.get_mut(namespace).filter(|space| !space.local.is_empty()) else {
+            if !group.is_empty() && !head.rerouted {
+                self.bounce(node, run);
+            }
+            return Ok(());
+        };
+        let plan = space.plan(messages).map_err(|_| Broken::Damaged)?;
+        if plan.count != head.count {
+            return Err(Broken::Damaged);
+        }
+        if group.is_empty() {
+            let told = space.publisher(head.publisher).coverage.tell(head.base, head.first, last);
+            return tell_here(&told, &plan, head, messages, pressed).map_err(|_| Broken::Damaged);
+        }
+        let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
+        let mut group = groups.filter(|known| known.name.as_bytes() == &group[..]);
+        match group.next().and_then(|group| group.choose_here()) {
+            Some(Chosen::Local(queue)) => {
+                if queue.push(head, messages) {
+                    pressed.push(queue.clone());
+                }
+            }
+            _ if !head.rerouted => self.bounce(node, run),
+            _ => self.metrics.dropped(head.count.into()),
+        }
+        Ok(())
+    }
+
+    fn bounce(&self, node: NodeId, run: &Run) {
+        let group = String::from_utf8_lossy(&run.group).into_owned();
+        let bounced = Some(v1::Bounced { sequence: run.head.sequence, group });
+        if let Some(peer) = self.peers.get(&node) {
+            peer.back.reply(v1::LinkReply { bounced, ..Default::default() });
+        }
+    }
+
+    fn take_replayed(&mut self, node: NodeId, replayed: v1::Replayed) -> Result<(), Broken> {
+        let v1::Replayed { replay, runs, complete, reached, lost } = replayed;
+        let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
+        let incarnation = peer.back.incarnation;
+        // One that has been unsubscribed meanwhile.
+        let Some(asked) = peer.back.asked.get_mut(&replay) else { return Ok(()) };
+        if let Some(queue) = asked.queue.upgrade() {
+            if lost {
+                queue.lag(None);
+            }
+            for run in Runs::new(runs) {
+                let Run { head, messages, .. } = run.map_err(|_| Broken::Damaged)?;
+                queue.push_replayed(&head, &messages);
+                asked.after = asked.after.max(head.sequence + u64::from(head.count) - 1);
+            }
+            if complete {
+                queue.open_gate(node.0, incarnation, reached);
+            }
+        }
+        if complete {
+            peer.back.asked.remove(&replay);
+        }
+        Ok(())
+    }
+
+    fn take_interest(&mut self, node: NodeId, changes: v1::InterestChanges) {
+        let v1::InterestChanges { reset, changes, version } = changes;
+        let heeded_from = self.ring.last();
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if reset {
+            peer.back.gathering = Some(Vec::new());
+        }
+        if let Some(gathering) = &mut peer.back.gathering {
+            gathering.extend(changes);
+            if version > 0 {
+                let all = std::mem::take(gathering);
+                peer.back.gathering = None;
+                let mut interest = Interest::default();
+                all.into_iter().for_each(|change| drop(set(&mut interest, node, change)));
+                self.replace_interest(node, interest);
+            }
+        } else {
+            for change in changes {
+                self.change_interest(node, change);
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&node).filter(|_| version > 0) else { return };
+        peer.back.version = version;
+        let reply = v1::LinkReply { interest_version: version, heeded_from, ..Default::default() };
+        peer.back.reply(reply);
+        let count = self.peers.values().map(|peer| peer.back.interest.entries.len()).sum();
+        self.metrics.set_interest_entries(count);
+    }
+
+    fn change_interest(&mut self, node: NodeId, change: v1::InterestChange) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        match set(&mut peer.back.interest, node, change) {
+            Changed::Nothing => {}
+            Changed::Entry(key, members) => self.set_remote(node, &key, members),
+            Changed::Present { before, after } => self.tell_presence(before, after),
+        }
+    }
+
+    fn set_remote(&mut self, node: NodeId, key: &Key, members: u32) {
+        let space = self.space(&key.namespace);
+        let is_it = |remote: &Remote| remote.node == node && remote.group == key.group;
+        space.remote.remove(&key.pattern, is_it);
+        if members > 0 {
+            space.remote.insert(&key.pattern, Remote { node, group: key.group.clone(), members });
+        }
+        space.forget_routes();
+    }
+
+    /// The other node's interest is this from now on, at once.
+    pub(super) fn replace_interest(&mut self, node: NodeId, interest: Interest) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let before = std::mem::replace(&mut peer.back.interest, interest);
+        let after = &peer.back.interest;
+        let mut changed: BTreeMap<Key, u32> = before.entries.keys().map(|key| (key.clone(), 0)).collect();
+        changed.extend(after.entries.iter().map(|(key, members)| (key.clone(), *members)));
+        changed.retain(|key, members| before.entries.get(key).copied().unwrap_or(0) != *members);
+        let mut presence = Vec::new();
+        for (entry, member) in before.present.iter().filter(|(entry, _)| !after.present.contains_key(entry)) {
+            presence.push((Some(member.clone()), after.present.get(entry).cloned()));
+        }
+        for (entry, member) in after.present.iter().filter(|(entry, _)| !before.present.contains_key(entry)) {
+            presence.push((before.present.get(entry).cloned(), Some(member.clone())));
+        }
+        for (key, members) in changed {
+            self.set_remote(node, &key, members);
+        }
+        for (before, after) in presence {
+            self.tell_presence(before, after);
+        }
+    }
+}
+
+type Member = (Arc<str>, v1::PresentMember);
+
+enum Changed {
+    Nothing,
+    Entry(Key, u32),
+    Present { before: Option<Member>, after: Option<Member> },
+}
+
+/// What a node of another version says that this one does not know is left out.
+fn set(interest: &mut Interest, node: NodeId, change: v1::InterestChange) -> Changed {
+    let v1::InterestChange { namespace, about } = change;
+    let namespace: Arc<str> = namespace.into();
+    match about {
+        Some(About::Subscription(v1::SubscriptionInterest { pattern, group, members })) => {
+            let Ok(pattern) = Pattern::new(&pattern) else { return Changed::Nothing };
+            let group = (!group.is_empty()).then(|| group.into());
+            let key = Key { namespace, pattern, group };
+            interest.set(&key, members);
+            Changed::Entry(key, members)
+        }
+        Some(About::Publishes(publishes)) => {
+            interest.set_publishes(&namespace, publishes);
+            Changed::Nothing
+        }
+        Some(About::Presence(v1::PresenceInterest { entry, topic, member, data, left })) => {
+            let member = v1::PresentMember { topic, member, data, node_id: node.0, entry };
+            let after = (!left).then_some((namespace, member));
+            let before = interest.set_present(entry, after.clone());
+            Changed::Present { before, after }
+        }
+        None => Changed::Nothing,
+    }
+}
+
+impl Peer {
+    /// Asks what can be asked now: the other node must route by what it is asked about.
+    pub(super) fn ask(&mut self) {
+        let heeds = self.out.progress.borrow().heeds;
+        self.back.asked.retain(|_, asked| asked.queue.strong_count() > 0);
+        let back = &self.back;
+        if back.replies.is_none() {
+            return;
+        }
+        let mut sent = Vec::new();
+        for (number, asked) in back.asked.iter().filter(|(_, asked)| !asked.sent && asked.heeds <= heeds) {
+            let request = v1::ReplayRequest {
+                replay: *number,
+                namespace: asked.namespace.to_string(),
+                pattern: asked.pattern.as_str().to_owned(),
+                after: asked.after,
+            };
+            if !back.reply(v1::LinkReply { replay: Some(request), ..Default::default() }) {
+                break;
+            }
+            sent.push(*number);
+        }
+        for number in sent {
+            if let Some(asked) = self.back.asked.get_mut(&number) {
+                asked.sent = true;
+            }
+        }
+    }
+}

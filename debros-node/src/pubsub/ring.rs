@@ -1,0 +1,163 @@
+//! What this node remembers of the messages it took in as their origin, bounded by bytes and by time.
+//! Links read it from where their destination stands, and clients that moved ask it for what they missed.
+//!
+//! Invariant: sequences grow by one with every message, over all namespaces, and entries are in their order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use debros_proto::packed::RunHead;
+use debros_proto::{NodeId, limits};
+use tokio::time::Instant;
+
+/// What an entry costs beside its messages and segments.
+const ENTRY_BYTES: usize = 192;
+/// What a segment costs.
+const SEGMENT_BYTES: usize = 64;
+
+/// Messages of one batch that go to the same nodes.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    /// Where in the entry's messages.
+    pub(super) from: usize,
+    /// Where it ends.
+    pub(super) to: usize,
+    /// The first message of the batch.
+    pub(super) index: u32,
+    /// How many.
+    pub(super) count: u32,
+    /// Whom it goes to.
+    pub(super) to_nodes: Nodes,
+}
+
+/// Whom messages go to.
+#[derive(Clone, Debug)]
+pub(super) enum Nodes {
+    /// Every node with a subscription of its own.
+    All(Arc<[NodeId]>),
+    /// The one node that was chosen for a queue group.
+    One(NodeId, Arc<str>),
+}
+
+impl Nodes {
+    /// Whether a node is among them.
+    pub(super) fn contains(&self, node: NodeId) -> bool {
+        match self {
+            Self::All(nodes) => nodes.contains(&node),
+            Self::One(one, _) => *one == node,
+        }
+    }
+
+    /// The queue group, if it is for one.
+    pub(super) fn group(&self) -> &str {
+        match self {
+            Self::All(_) => "",
+            Self::One(_, group) => group,
+        }
+    }
+}
+
+/// One batch.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Of its first message.
+    pub(super) head: RunHead,
+    pub(super) namespace: Arc<str>,
+    pub(super) messages: Bytes,
+    pub(super) segments: Vec<Segment>,
+    /// Somebody waits until the nodes have it.
+    pub(super) confirm: bool,
+    /// It is for its destinations alone, not for those who ask later.
+    pub(super) hidden: bool,
+    /// Bytes that were ever added, up to the end of this one.
+    pub(super) offset: u64,
+    at: Instant,
+}
+
+impl Entry {
+    /// The sequence of its last message.
+    pub(super) fn last(&self) -> u64 {
+        self.head.sequence + u64::from(self.head.count) - 1
+    }
+
+    fn bytes(&self) -> usize {
+        self.messages.len() + ENTRY_BYTES + self.segments.len() * SEGMENT_BYTES
+    }
+}
+
+/// What is to be added; the ring gives the sequence.
+pub(super) struct Batch {
+    pub(super) head: RunHead,
+    pub(super) namespace: Arc<str>,
+    pub(super) messages: Bytes,
+    pub(super) segments: Vec<Segment>,
+    pub(super) confirm: bool,
+    pub(super) hidden: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Ring {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    offset: u64,
+    last: u64,
+}
+
+impl Ring {
+    /// The sequence of the last message.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Bytes that are remembered.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes that were ever added.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Adds a batch behind the last message.
+    pub(super) fn add(&mut self, batch: Batch) {
+        let Batch { head, namespace, messages, segments, confirm, hidden } = batch;
+        debug_assert_eq!(head.sequence, self.last + 1);
+        let at = Instant::now();
+        let mut entry = Entry { head, namespace, messages, segments, confirm, hidden, offset: 0, at };
+        self.last = entry.last();
+        self.bytes += entry.bytes();
+        self.offset += entry.bytes() as u64;
+        entry.offset = self.offset;
+        self.entries.push_back(entry);
+    }
+
+    /// The oldest entry, if it is past the bounds.
+    pub(super) fn drop_oldest(&mut self, now: Instant) -> Option<Entry> {
+        let oldest = self.entries.front()?;
+        let old = now.duration_since(oldest.at) > limits::RING_LIFE;
+        if self.bytes <= limits::RING_BYTES_MAX && !old {
+            return None;
+        }
+        let oldest = self.entries.pop_front()?;
+        self.bytes -= oldest.bytes();
+        Some(oldest)
+    }
+
+    /// The entries with messages behind a sequence.
+    pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &Entry> {
+        let at = self.entries.partition_point(|entry| entry.last() <= sequence);
+        self.entries.range(at..)
+    }
+
+    /// The offset behind a sequence.
+    pub(super) fn offset_at(&self, sequence: u64) -> u64 {
+        self.after(sequence).next().map_or(self.offset, |entry| entry.offset - entry.bytes() as u64)
+    }
+
+    /// The entry with a message.
+    pub(super) fn entry_of(&self, sequence: u64) -> Option<&Entry> {
+        self.after(sequence.checked_sub(1)?).next().filter(|entry| entry.head.sequence <= sequence)
+    }
+}

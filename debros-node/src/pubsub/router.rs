@@ -1,0 +1,300 @@
+//! The heart of the engine, plain data behind one short lock: namespaces, the ring, the other nodes and the
+//! sessions. What is done with it lies in the modules beside: [`super::publish`], [`super::subscriptions`],
+//! [`super::outbound`], [`super::inbound`] and [`super::presence`].
+//!
+//! Nothing here waits. Order among the locks: the router's, then a queue's, then an outlet's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use debros_net::PeerId;
+use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
+use tokio::time::Instant;
+use v1::session_event::Event;
+
+use super::interest::{Interest, Key, Own};
+use super::metrics::PubSubMetrics;
+use super::outlet::Outlet;
+use super::peer::Peer;
+use super::presence::Watch;
+use super::queue::Queue;
+use super::ring::Ring;
+use super::space::Space;
+
+/// See the module.
+pub(super) struct Router {
+    pub(super) node: NodeId,
+    pub(super) incarnation: u64,
+    pub(super) cluster_id: String,
+    pub(super) ring: Ring,
+    pub(super) spaces: BTreeMap<Arc<str>, Space>,
+    pub(super) peers: BTreeMap<NodeId, Peer>,
+    pub(super) own: Own,
+    pub(super) sessions: BTreeMap<u64, Session>,
+    pub(super) watches: Vec<Watch>,
+    pub(super) subscriptions: usize,
+    pub(super) stopping: bool,
+    /// It was told who the members are.
+    pub(super) has_members: bool,
+    pub(super) metrics: PubSubMetrics,
+    /// The last sequence that left the ring.
+    pub(super) forgotten: u64,
+    /// Bytes in the queues of all subscriptions.
+    waiting: Arc<AtomicUsize>,
+    next_number: u64,
+}
+
+/// What a client has here.
+pub(super) struct Session {
+    pub(super) outlet: Arc<Outlet>,
+    pub(super) namespace: Arc<str>,
+    pub(super) client: PeerId,
+    pub(super) queues: BTreeMap<u64, (Arc<Queue>, Key)>,
+    /// This node's number for a presence, by the client's.
+    pub(super) present: BTreeMap<u64, u64>,
+    /// The positions that it was told last.
+    told: Arc<[v1::Position]>,
+}
+
+impl Router {
+    /// Nothing yet.
+    pub(super) fn new(node: NodeId, incarnation: u64, cluster_id: String, metrics: PubSubMetrics) -> Self {
+        Self {
+            node,
+            incarnation,
+            cluster_id,
+            ring: Ring::default(),
+            spaces: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            own: Own::new(),
+            sessions: BTreeMap::new(),
+            watches: Vec::new(),
+            subscriptions: 0,
+            stopping: false,
+            has_members: false,
+            metrics,
+            forgotten: 0,
+            waiting: Arc::default(),
+            next_number: 1,
+        }
+    }
+
+    /// A number that was not given before.
+    pub(super) fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    /// Begins a session.
+    ///
+    /// # Errors
+    /// `BUSY` past [`limits::SESSIONS_PER_NODE_MAX`].
+    pub(super) fn attach(&mut self, namespace: &str, client: PeerId) -> Result<(u64, Arc<Outlet>), Failure> {
+        if self.sessions.len() >= limits::SESSIONS_PER_NODE_MAX {
+            let max = limits::SESSIONS_PER_NODE_MAX;
+            let message = format!("this node serves SESSIONS_PER_NODE_MAX, {max}, sessions: ask another");
+            return Err(Failure::new(ErrorCode::Busy, message).elsewhere());
+        }
+        let namespace = self.space(namespace).name.clone();
+        self.space(&namespace).sessions += 1;
+        let (number, outlet) = (self.number(), Outlet::new(self.waiting.clone()));
+        let session = Session {
+            outlet: outlet.clone(),
+            namespace,
+            client,
+            queues: BTreeMap::new(),
+            present: BTreeMap::new(),
+            told: Arc::default(),
+        };
+        self.sessions.insert(number, session);
+        self.metrics.set_sessions(self.sessions.len());
+        Ok((number, outlet))
+    }
+
+    /// Ends a session with everything in it.
+    pub(super) fn detach(&mut self, session: u64) {
+        let Some(ended) = self.sessions.remove(&session) else { return };
+        let Session { outlet, namespace, client: _, queues, present, told: _ } = ended;
+        for (queue, key) in queues.into_values() {
+            self.take_out(&queue, &key);
+        }
+        for entry in present.into_values() {
+            self.leave(&namespace, entry);
+        }
+        self.watches.retain(|watch| !Arc::ptr_eq(&watch.outlet, &outlet));
+        self.space(&namespace).sessions -= 1;
+        outlet.end(Ok(()));
+        self.wake_links();
+        self.metrics.set_sessions(self.sessions.len());
+    }
+
+    /// A subscription of a session.
+    pub(super) fn queue(&self, session: u64, subscription: u64) -> Option<Arc<Queue>> {
+        let (queue, _) = self.sessions.get(&session)?.queues.get(&subscription)?;
+        Some(queue.clone())
+    }
+
+    /// Clients of this node publish in a namespace. Gives a version of this node's interest that says so.
+    pub(super) fn announce(&mut self, namespace: &Arc<str>) -> u64 {
+        self.space(namespace).announced = true;
+        let version = self.own.set_publishes(namespace, true);
+        self.wake_links();
+        version
+    }
+
+    /// Publishers do not wait for a node before it has caught up.
+    pub(super) fn set_slow(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.out.slow = true;
+        }
+    }
+
+    /// The space of a namespace; a new one where there was none.
+    pub(super) fn space(&mut self, namespace: &str) -> &mut Space {
+        if !self.spaces.contains_key(namespace) {
+            let name: Arc<str> = namespace.into();
+            // There may have been one before.
+            self.spaces.insert(name.clone(), Space::new(name, self.forgotten));
+        }
+        self.spaces.get_mut(namespace).expect("it is there by now")
+    }
+
+    /// Sets who the other nodes are. Gives those that are new.
+    pub(super) fn set_members(&mut self, members: &BTreeMap<NodeId, PeerId>) -> Vec<(NodeId, PeerId)> {
+        self.has_members = true;
+        let gone = |node: &NodeId, peer: &Peer| members.get(node) != Some(&peer.peer);
+        let left: Vec<NodeId> =
+            self.peers.iter().filter(|(node, peer)| gone(node, peer)).map(|(node, _)| *node).collect();
+        for node in left {
+            self.give_up(node);
+            self.replace_interest(node, Interest::default());
+            if let Some(peer) = self.peers.remove(&node) {
+                peer.out.waker.wake();
+                let asked = peer.back.asked.values().filter_map(|asked| asked.queue.upgrade());
+                asked.for_each(|queue| queue.open_gate(node.0, 0, 0));
+            }
+        }
+        let new: Vec<_> = members
+            .iter()
+            .filter(|(node, _)| **node != self.node && !self.peers.contains_key(node))
+            .map(|(node, peer)| (*node, *peer))
+            .collect();
+        for (node, peer) in &new {
+            self.peers.insert(*node, Peer::new(*peer));
+        }
+        new
+    }
+
+    /// There is something for all links.
+    pub(super) fn wake_links(&self) {
+        self.peers.values().for_each(|peer| peer.out.waker.wake());
+    }
+
+    /// Tells every subscription of these namespaces that messages may have been missed; `None` for all.
+    pub(super) fn lag(&self, namespaces: Option<&std::collections::BTreeSet<Arc<str>>>) {
+        for session in self.sessions.values() {
+            if namespaces.is_none_or(|namespaces| namespaces.contains(&session.namespace)) {
+                session.queues.values().for_each(|(queue, _)| queue.lag(None));
+            }
+        }
+    }
+
+    /// Everything up to here was handed to the subscriptions of this node; without those origins that were asked
+    /// for more, when it must be true of all subscriptions.
+    pub(super) fn positions(&self, of_all: bool) -> Vec<v1::Position> {
+        let own =
+            v1::Position { origin: self.node.0, incarnation: self.incarnation, sequence: self.ring.last() };
+        let others = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.back.incarnation != 0 && !(of_all && peer.back.asks_still()));
+        let others = others.map(|(node, peer)| v1::Position {
+            origin: node.0,
+            incarnation: peer.back.incarnation,
+            sequence: peer.back.received,
+        });
+        std::iter::once(own).chain(others).collect()
+    }
+
+    /// What is due from time to time.
+    pub(super) fn tick(&mut self) {
+        let now = Instant::now();
+        self.trim(now);
+        for space in self.spaces.values_mut() {
+            space.forget_publishers(now, limits::PUBLISHER_LIFE);
+        }
+        self.stop_announcing();
+        self.spaces.retain(|_, space| !space.is_unused());
+        let silent = |peer: &Peer| {
+            let lost = peer.back.lost_since.is_some_and(|since| now - since > limits::ORIGIN_PATIENCE);
+            lost && !peer.back.given_up
+        };
+        let silent: Vec<NodeId> =
+            self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(node, _)| *node).collect();
+        for node in silent {
+            self.give_up(node);
+            self.set_absent(node);
+        }
+        for peer in self.peers.values_mut() {
+            peer.out.state_due = true;
+            peer.out.waker.wake();
+        }
+        self.tell_positions();
+        self.metrics.set_links(self.peers.values().filter(|peer| peer.out.stands).count());
+        self.metrics.set_ring_bytes(self.ring.bytes());
+        self.metrics.set_queue_bytes(self.waiting.load(Ordering::Relaxed));
+    }
+
+    /// Namespaces in which nobody publishes any more, and of which nothing is on its way.
+    fn stop_announcing(&mut self) {
+        let idle =
+            |space: &&mut Space| space.announced && space.sessions == 0 && space.last <= space.forgotten;
+        for space in self.spaces.values_mut().filter(idle) {
+            space.announced = false;
+            self.own.set_publishes(&space.name, false);
+        }
+    }
+
+    fn tell_positions(&mut self) {
+        let positions: Arc<[v1::Position]> = self.positions(true).into();
+        for session in self.sessions.values_mut() {
+            if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
+                continue;
+            }
+            let busy = session.queues.values().filter(|(queue, _)| !queue.is_idle());
+            let except: Vec<u64> = busy.map(|(queue, _)| queue.number()).collect();
+            if except.is_empty() {
+                session.told = positions.clone();
+            }
+            if except.len() < session.queues.len() {
+                let event = v1::Positions { positions: positions.to_vec(), except };
+                session.outlet.tell(Event::Positions(event));
+            }
+        }
+    }
+
+    /// An origin is gone, perhaps for good, and what it was asked for may not come.
+    pub(super) fn give_up(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if std::mem::replace(&mut peer.back.given_up, true) {
+            return;
+        }
+        let back = &peer.back;
+        for asked in back.asked.values().filter(|asked| asked.incarnation != 0) {
+            let lost = back.may_have_lost(&asked.namespace, asked.incarnation, asked.after);
+            if let Some(queue) = asked.queue.upgrade().filter(|_| lost) {
+                queue.lag(None);
+            }
+        }
+        self.mourn(node);
+    }
+
+    /// An incarnation of an origin is gone, perhaps with messages that nobody has.
+    pub(super) fn mourn(&self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        if peer.back.goodbye.is_none() {
+            self.lag(Some(&peer.back.interest.publishes));
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Sessions of pub/sub and questions about it: authorised in the place where everything is, and handed to the
+//! engine.
+
+use debros_proto::{ErrorCode, Failure, HasHeader, v1};
+use debros_topics::Pattern;
+use futures::Stream;
+use tonic::Status;
+
+use super::authorise::{Action, Principal, authorise};
+use crate::pubsub::{Client, Events, PubSubSlot};
+
+/// The service for pub/sub.
+#[derive(Clone)]
+pub struct Messages {
+    pubsub: PubSubSlot,
+}
+
+impl Messages {
+    /// A service over this node's engine.
+    pub fn new(pubsub: PubSubSlot) -> Self {
+        Self { pubsub }
+    }
+
+    /// Begins a session, which carries out these calls.
+    ///
+    /// # Errors
+    /// A session reads and writes, so its client must be allowed both.
+    pub fn attach(
+        &self,
+        principal: &Principal,
+        attach: &v1::Attach,
+        calls: impl Stream<Item = Result<v1::SessionCall, Status>> + Send + 'static,
+    ) -> Result<Events, Failure> {
+        authorise(principal, Action::Read, attach.header())?;
+        let authorised = authorise(principal, Action::Write, attach.header())?;
+        let Principal::Peer(peer) = *principal else {
+            return Err(Failure::new(ErrorCode::PermissionDenied, "a session belongs to a peer"));
+        };
+        let namespace = authorised.namespace.as_str().to_owned();
+        self.pubsub.get()?.attach(Client { namespace, peer, publisher: attach.publisher }, calls)
+    }
+
+    /// What is subscribed to.
+    ///
+    /// # Errors
+    /// `NOT_READY` before the node is a member.
+    pub fn topics(
+        &self,
+        principal: &Principal,
+        request: &v1::TopicsRequest,
+    ) -> Result<v1::TopicsResponse, Failure> {
+        let authorised = authorise(principal, Action::Read, request.header())?;
+        let of = match (request.mine, principal) {
+            (false, _) => None,
+            (true, Principal::Peer(peer)) => Some(*peer),
+            (true, Principal::Http) => return Ok(v1::TopicsResponse::default()),
+        };
+        let topics = self.pubsub.get()?.topics(authorised.namespace.as_str(), of);
+        Ok(v1::TopicsResponse { topics })
+    }
+
+    /// Who is here.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a pattern that is none.
+    pub fn present(
+        &self,
+        principal: &Principal,
+        request: &v1::PresentRequest,
+    ) -> Result<v1::PresentResponse, Failure> {
+        let authorised = authorise(principal, Action::Read, request.header())?;
+        let pattern = Pattern::new(&request.pattern).map_err(|error| Failure::invalid(error.to_string()))?;
+        let members = self.pubsub.get()?.present(authorised.namespace.as_str(), &pattern);
+        Ok(v1::PresentResponse { members })
+    }
+}
