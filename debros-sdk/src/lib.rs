@@ -84,6 +84,7 @@ mod host;
 pub mod memory;
 mod network_info;
 mod nodes;
+mod pubsub;
 mod refresh;
 mod registers;
 mod result;
@@ -108,6 +109,15 @@ pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,
 };
+pub use pubsub::batch::{MessageBatch, Outgoing};
+pub use pubsub::encrypted::EncryptedPubSub;
+pub use pubsub::extension::PubSubExt;
+pub use pubsub::handler::HandledSubscription;
+pub use pubsub::message::{Headers, Message, Messages, SubscriptionBatch, SubscriptionEvent};
+pub use pubsub::presence::{Member as PresentMember, Presence, PresenceEvent, PresenceWatch};
+pub use pubsub::remote::RemotePubSub;
+pub use pubsub::subscription::Subscription;
+pub use pubsub::{Acknowledge, MESSAGE_BYTES_MAX, Overflow, PubSub, SubscribeOptions, TopicInfo};
 pub use registers::{
     Conflict, Counter, Election, Leader, Leadership, Lease, LeaseId, Lock, LockGuard, Observer, Register,
     RegisterEvent, RegisterListOptions, RegisterPage, RegisterPutOptions, RegisterWatch, Registers,
