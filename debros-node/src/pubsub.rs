@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The node that a publisher is attached to is the origin of its messages. It knows what every other node is
-//! interested in ([`interest`]), keeps the messages of the last moments in one ring, and each link reads that ring
-//! from where its destination stands ([`outbound`], docs/adr/0008). What comes out of order, twice or not at all is
+//! interested in (`interest`), keeps the messages of the last moments in one ring, and each link reads that ring
+//! from where its destination stands (`outbound`, docs/adr/0008). What comes out of order, twice or not at all is
 //! told by numbers: the origin's and the publisher's (`debros_proto::coverage`).
 //!
 //! Knows namespaces but not who may use them, and the other nodes but not who decides which there are.
@@ -28,6 +28,8 @@ mod router;
 mod session;
 mod space;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +55,7 @@ pub use metrics::PubSubMetrics;
 pub use outlet::Events;
 
 /// Heartbeats of links, positions for clients, and tidying.
-const TICK_INTERVAL: Duration = Duration::from_millis(500);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// A node that has just started takes in messages once it knows what the others are interested in, or after this time.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks.

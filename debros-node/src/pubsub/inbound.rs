@@ -58,7 +58,7 @@ impl Router {
         let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::OtherNode(node_id)) };
         let back = &mut peer.back;
         (back.stream, back.replies, back.gathering) = (stream, Some(replies), None);
-        (back.lost_since, back.given_up, back.said_goodbye) = (None, false, false);
+        (back.lost_since, back.given_up, back.goodbye) = (None, false, None);
         back.asked.values_mut().for_each(|asked| asked.sent = false);
         let stand = v1::LinkStand { incarnation: own, received: back.received };
         back.reply(v1::LinkReply { stand: Some(stand), ..Default::default() });
@@ -94,6 +94,9 @@ impl Router {
             self.take_replayed(node, replayed)?;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
+        if goodbye {
+            peer.back.goodbye = state.map(|state| state.sequence);
+        }
         if let Some(state) = state {
             let agrees = peer.back.version != state.interest_version
                 || peer.back.interest.digest() == state.interest_digest;
@@ -106,7 +109,6 @@ impl Router {
             // What found no room before is asked again.
             peer.ask();
         }
-        peer.back.said_goodbye |= goodbye;
         Ok(pressed)
     }
 

@@ -18,6 +18,7 @@ pub struct PubSubMetrics {
     subscriptions: Gauge,
     interest_entries: Gauge,
     ring_bytes: Gauge,
+    queue_bytes: Gauge,
     links: Gauge,
 }
 
@@ -42,6 +43,7 @@ impl PubSubMetrics {
         gauge("subscriptions", "Subscriptions of this node's clients", &metrics.subscriptions);
         gauge("interest_entries", "Patterns of other nodes that this node knows", &metrics.interest_entries);
         gauge("ring_bytes", "Bytes of published messages kept for repair", &metrics.ring_bytes);
+        gauge("queue_bytes", "Bytes of messages that wait for subscriptions", &metrics.queue_bytes);
         gauge("links", "Nodes that this node's messages reach", &metrics.links);
         metrics
     }
@@ -78,6 +80,9 @@ impl PubSubMetrics {
     }
     pub(super) fn set_ring_bytes(&self, bytes: usize) {
         self.ring_bytes.set(bytes as i64);
+    }
+    pub(super) fn set_queue_bytes(&self, bytes: usize) {
+        self.queue_bytes.set(bytes as i64);
     }
     pub(super) fn set_links(&self, count: usize) {
         self.links.set(count as i64);

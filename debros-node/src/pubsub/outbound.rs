@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use debros_proto::{NodeId, limits, packed, v1};
 use debros_topics::Pattern;
 
-use super::peer::{Outbound, Peer, Replay};
+use super::peer::{Former, Outbound, Peer, Replay};
 use super::ring::{Entry, Ring};
 use super::router::Router;
 use super::space::head_of;
@@ -188,6 +188,7 @@ impl Router {
         if !peer.back.given_up {
             self.mourn(node);
         }
+        self.bury(node, incarnation);
         self.replace_interest(node, super::interest::Interest::default());
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.out.since = last;
@@ -196,16 +197,29 @@ impl Router {
         peer.out.progress.send_modify(|progress| progress.received = 0);
         let back = &mut peer.back;
         (back.incarnation, back.received, back.version) = (incarnation, 0, 0);
-        (back.said_goodbye, back.given_up, back.is_successor) = (false, false, is_successor);
+        (back.goodbye, back.given_up, back.is_successor) = (None, false, is_successor);
         back.gathering = None;
-        for asked in back.asked.values_mut().filter(|asked| asked.incarnation != incarnation) {
-            // Of the former incarnation nothing will come any more; of this one all is news.
-            if asked.incarnation != 0
-                && let Some(queue) = asked.queue.upgrade()
-            {
+    }
+
+    /// Keeps what is known of an incarnation that is gone. Of what it was asked nothing will come any more; of the new
+    /// one all is news.
+    fn bury(&mut self, node: NodeId, successor: u64) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let back = &mut peer.back;
+        let mut asked = std::mem::take(&mut back.asked);
+        for asked in asked.values_mut().filter(|asked| asked.incarnation != successor) {
+            let lost = asked.incarnation != 0
+                && back.may_have_lost(&asked.namespace, asked.incarnation, asked.after);
+            if let Some(queue) = asked.queue.upgrade().filter(|_| lost) {
                 queue.lag(None);
             }
-            (asked.incarnation, asked.after, asked.sent) = (incarnation, 0, false);
+            (asked.incarnation, asked.after, asked.sent) = (successor, 0, false);
+        }
+        back.asked = asked;
+        let publishes = back.interest.publishes.clone();
+        let (incarnation, goodbye) = (back.incarnation, back.goodbye);
+        if incarnation != 0 {
+            back.former = Some(Former { incarnation, publishes, goodbye });
         }
     }
 

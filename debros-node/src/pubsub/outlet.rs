@@ -9,6 +9,8 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -25,6 +27,10 @@ use super::queue::Queue;
 pub(super) struct Outlet {
     state: Mutex<State>,
     waker: AtomicWaker,
+    /// Bytes in the queues of the session.
+    waiting: AtomicUsize,
+    /// Bytes in all queues of the node.
+    waiting_in_all: Arc<AtomicUsize>,
     /// Cancelled when nobody listens any more, or the session is to end.
     ended: CancellationToken,
 }
@@ -40,8 +46,14 @@ struct State {
 
 impl Outlet {
     /// Nothing to send yet.
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), ended: CancellationToken::new() })
+    pub(super) fn new(waiting_in_all: Arc<AtomicUsize>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            waker: AtomicWaker::new(),
+            waiting: AtomicUsize::new(0),
+            waiting_in_all,
+            ended: CancellationToken::new(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -66,6 +78,22 @@ impl Outlet {
     pub(super) fn ready(&self, queue: Arc<Queue>) {
         self.state().ready.push_back(queue);
         self.waker.wake();
+    }
+
+    /// Bytes were added to a queue. Gives how many that queue may hold: less when session or node have too many.
+    pub(super) fn allowed(&self, added: usize) -> usize {
+        let session = self.waiting.fetch_add(added, Relaxed) + added;
+        let all = self.waiting_in_all.fetch_add(added, Relaxed) + added;
+        match session > limits::SESSION_QUEUES_BYTES || all > limits::NODE_QUEUES_BYTES {
+            true => limits::SUBSCRIPTION_QUEUE_BYTES_ASSURED,
+            false => limits::SUBSCRIPTION_QUEUE_BYTES,
+        }
+    }
+
+    /// Bytes have left a queue.
+    pub(super) fn gone(&self, bytes: usize) {
+        self.waiting.fetch_sub(bytes, Relaxed);
+        self.waiting_in_all.fetch_sub(bytes, Relaxed);
     }
 
     /// Whether more is waiting than the client's own calls explain: it does not listen.

@@ -1,7 +1,7 @@
 //! Another node of the cluster, as this one knows it: the link that carries this node's messages there, and
 //! what comes from there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 use debros_net::PeerId;
@@ -96,8 +96,10 @@ pub(super) struct Inbound {
     pub(super) is_successor: bool,
     /// All of it, as far as it has come.
     pub(super) gathering: Option<Vec<v1::InterestChange>>,
-    /// It has stopped in order.
-    pub(super) said_goodbye: bool,
+    /// It has stopped in order, with this sequence as its last.
+    pub(super) goodbye: Option<u64>,
+    /// What is known of the incarnation before.
+    pub(super) former: Option<Former>,
     pub(super) lost_since: Option<Instant>,
     /// Its subscribers here were told that it may be gone.
     pub(super) given_up: bool,
@@ -105,6 +107,13 @@ pub(super) struct Inbound {
     pub(super) asked: BTreeMap<u64, Asked>,
     /// Subscriptions that returned before it knew of them.
     pub(super) unaware: Vec<Unaware>,
+}
+
+/// What remains of an incarnation of another node that is gone.
+pub(super) struct Former {
+    pub(super) incarnation: u64,
+    pub(super) publishes: BTreeSet<Arc<str>>,
+    pub(super) goodbye: Option<u64>,
 }
 
 /// A question to the other node's ring.
@@ -167,7 +176,8 @@ impl Peer {
                 version: 0,
                 is_successor: false,
                 gathering: None,
-                said_goodbye: false,
+                goodbye: None,
+                former: None,
                 lost_since: Some(Instant::now()),
                 given_up: false,
                 asked: BTreeMap::new(),
@@ -178,6 +188,24 @@ impl Peer {
 }
 
 impl Inbound {
+    /// Whether an incarnation that is gone, or may be, may have published something in a namespace behind a
+    /// sequence.
+    pub(super) fn may_have_lost(&self, namespace: &str, incarnation: u64, after: u64) -> bool {
+        let may = |publishes: &BTreeSet<Arc<str>>, goodbye: Option<u64>| {
+            publishes.contains(namespace) && goodbye.is_none_or(|last| after < last)
+        };
+        if incarnation == self.incarnation {
+            return may(&self.interest.publishes, self.goodbye);
+        }
+        let former = self.former.as_ref().filter(|former| former.incarnation == incarnation);
+        former.is_none_or(|former| may(&former.publishes, former.goodbye))
+    }
+
+    /// Whether it was asked for messages that have not come.
+    pub(super) fn asks_still(&self) -> bool {
+        self.asked.values().any(|asked| asked.queue.strong_count() > 0)
+    }
+
     /// Answers the stream that is served. A reply that finds no room is one of those that the next heartbeat
     /// repeats; a stream whose other side takes none at all is ended by its keep-alive.
     pub(super) fn reply(&self, reply: v1::LinkReply) -> bool {

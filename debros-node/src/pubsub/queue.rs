@@ -20,6 +20,10 @@ use super::outlet::Outlet;
 
 /// What an entry costs beside its messages.
 const ENTRY_BYTES: usize = 128;
+/// Behind so much, small messages are copied: as slices they would keep the whole frame in memory that they came in.
+const COPY_BEHIND_BYTES: usize = 64 << 10;
+/// What is small.
+const COPY_BYTES_MAX: usize = 16 << 10;
 /// Above this a queue is worth a moment's wait, below the half of it the wait ends.
 const PRESSED_BYTES: usize = limits::SUBSCRIPTION_QUEUE_BYTES / 2;
 
@@ -106,13 +110,19 @@ impl Queue {
     }
 
     fn add(self: &Arc<Self>, mut state: MutexGuard<'_, State>, head: &RunHead, messages: &Bytes) -> bool {
-        state.bytes += messages.len() + ENTRY_BYTES;
-        state.entries.push_back(Entry::Messages(*head, messages.clone()));
-        if state.bytes > limits::SUBSCRIPTION_QUEUE_BYTES {
+        let messages = match state.bytes > COPY_BEHIND_BYTES && messages.len() < COPY_BYTES_MAX {
+            true => Bytes::copy_from_slice(messages),
+            false => messages.clone(),
+        };
+        let added = messages.len() + ENTRY_BYTES;
+        state.bytes += added;
+        state.entries.push_back(Entry::Messages(*head, messages));
+        let allowed = self.outlet.allowed(added);
+        if state.bytes > allowed {
             match self.overflow {
-                v1::Overflow::DropOldest => self.drop_oldest(&mut state),
+                v1::Overflow::DropOldest => self.drop_oldest(&mut state, allowed),
                 v1::Overflow::Disconnect => {
-                    state.end();
+                    self.outlet.gone(state.end());
                     drop(state);
                     self.tell_overflow();
                     return false;
@@ -124,9 +134,11 @@ impl Queue {
         pressed
     }
 
-    fn drop_oldest(&self, state: &mut State) {
-        let mut missed = Some(0);
-        while state.bytes > limits::SUBSCRIPTION_QUEUE_BYTES
+    fn drop_oldest(&self, state: &mut State, allowed: usize) {
+        let (mut missed, before) = (Some(0), state.bytes);
+        // The newest stays, however large it is.
+        while state.bytes > allowed
+            && state.entries.len() > 1
             && let Some(oldest) = state.pop()
         {
             match oldest {
@@ -137,6 +149,7 @@ impl Queue {
                 Entry::Lagged(more) => missed = join(missed, more),
             }
         }
+        self.outlet.gone(before - state.bytes);
         if let Some(Entry::Lagged(known)) = state.entries.front_mut() {
             *known = join(*known, missed);
         } else {
@@ -147,7 +160,7 @@ impl Queue {
 
     fn tell_overflow(&self) {
         self.metrics.lagged();
-        let (limit, found) = (limits::SUBSCRIPTION_QUEUE_BYTES, "more waiting");
+        let (limit, found) = (limits::SUBSCRIPTION_QUEUE_BYTES, "more waiting, alone or with others");
         let failure = Failure::limit("SUBSCRIPTION_QUEUE_BYTES", limit, found).into_call();
         let about = Some(v1::session_failure::About::Subscription(self.number));
         self.outlet.tell(Event::Failure(v1::SessionFailure { about, failure: Some(failure) }));
@@ -194,7 +207,7 @@ impl Queue {
             state.entries.pop_front();
         }
         let mut runs = BytesMut::new();
-        let mut count = 0;
+        let (mut count, waiting) = (0, state.bytes);
         while state.credit > 0
             && let Some(Entry::Messages(head, messages)) = state.entries.front()
             && (runs.is_empty() || runs.len() + messages.len() <= limits::PUBSUB_FRAME_BYTES)
@@ -209,6 +222,7 @@ impl Queue {
             state.credit -= (runs.len() - before) as i64;
             state.pop();
         }
+        self.outlet.gone(waiting - state.bytes);
         state.stalled = false;
         state.is_ready = state.can_send();
         let (more, room) = (state.is_ready, state.bytes <= PRESSED_BYTES / 2);
@@ -224,13 +238,12 @@ impl Queue {
 
     /// Everything that was added was sent.
     pub(super) fn is_idle(&self) -> bool {
-        let state = self.state();
-        state.entries.is_empty() && !state.gates.values().any(|gate| matches!(gate, Gate::Closed))
+        self.state().entries.is_empty()
     }
 
     /// Nothing is added any more, and what waits is dropped.
     pub(super) fn end(&self) {
-        self.state().end();
+        self.outlet.gone(self.state().end());
         self.room.notify_waiters();
     }
 
@@ -288,11 +301,12 @@ impl State {
         !self.entries.is_empty() && self.credit > 0
     }
 
-    fn end(&mut self) {
+    /// Gives how many bytes were waiting.
+    fn end(&mut self) -> usize {
         self.ended = true;
         self.entries.clear();
-        self.bytes = 0;
         self.gates.clear();
+        std::mem::take(&mut self.bytes)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use debros_net::PeerId;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
@@ -39,6 +40,8 @@ pub(super) struct Router {
     pub(super) metrics: PubSubMetrics,
     /// The last sequence that left the ring.
     pub(super) forgotten: u64,
+    /// Bytes in the queues of all subscriptions.
+    waiting: Arc<AtomicUsize>,
     next_number: u64,
 }
 
@@ -72,6 +75,7 @@ impl Router {
             has_members: false,
             metrics,
             forgotten: 0,
+            waiting: Arc::default(),
             next_number: 1,
         }
     }
@@ -94,7 +98,7 @@ impl Router {
         }
         let namespace = self.space(namespace).name.clone();
         self.space(&namespace).sessions += 1;
-        let (number, outlet) = (self.number(), Outlet::new());
+        let (number, outlet) = (self.number(), Outlet::new(self.waiting.clone()));
         let session = Session {
             outlet: outlet.clone(),
             namespace,
@@ -131,16 +135,12 @@ impl Router {
         Some(queue.clone())
     }
 
-    /// Clients of this node publish in a namespace. Gives the version of this node's interest that says so, when
-    /// that is news.
-    pub(super) fn announce(&mut self, namespace: &Arc<str>) -> Option<u64> {
-        let already = std::mem::replace(&mut self.space(namespace).announced, true);
-        if already {
-            return None;
-        }
+    /// Clients of this node publish in a namespace. Gives a version of this node's interest that says so.
+    pub(super) fn announce(&mut self, namespace: &Arc<str>) -> u64 {
+        self.space(namespace).announced = true;
         let version = self.own.set_publishes(namespace, true);
         self.wake_links();
-        Some(version)
+        version
     }
 
     /// Publishers do not wait for a node before it has caught up.
@@ -200,11 +200,15 @@ impl Router {
         }
     }
 
-    /// Everything up to here was handed to the subscriptions of this node.
-    pub(super) fn positions(&self) -> Vec<v1::Position> {
+    /// Everything up to here was handed to the subscriptions of this node; without those origins that were asked
+    /// for more, when it must be true of all subscriptions.
+    pub(super) fn positions(&self, of_all: bool) -> Vec<v1::Position> {
         let own =
             v1::Position { origin: self.node.0, incarnation: self.incarnation, sequence: self.ring.last() };
-        let others = self.peers.iter().filter(|(_, peer)| peer.back.incarnation != 0);
+        let others = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.back.incarnation != 0 && !(of_all && peer.back.asks_still()));
         let others = others.map(|(node, peer)| v1::Position {
             origin: node.0,
             incarnation: peer.back.incarnation,
@@ -239,6 +243,7 @@ impl Router {
         self.tell_positions();
         self.metrics.set_links(self.peers.values().filter(|peer| peer.out.stands).count());
         self.metrics.set_ring_bytes(self.ring.bytes());
+        self.metrics.set_queue_bytes(self.waiting.load(Ordering::Relaxed));
     }
 
     /// Namespaces in which nobody publishes any more, and of which nothing is on its way.
@@ -252,7 +257,7 @@ impl Router {
     }
 
     fn tell_positions(&mut self) {
-        let positions: Arc<[v1::Position]> = self.positions().into();
+        let positions: Arc<[v1::Position]> = self.positions(true).into();
         for session in self.sessions.values_mut() {
             if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
                 continue;
@@ -275,8 +280,10 @@ impl Router {
         if std::mem::replace(&mut peer.back.given_up, true) {
             return;
         }
-        for asked in peer.back.asked.values().filter(|asked| asked.incarnation != 0) {
-            if let Some(queue) = asked.queue.upgrade() {
+        let back = &peer.back;
+        for asked in back.asked.values().filter(|asked| asked.incarnation != 0) {
+            let lost = back.may_have_lost(&asked.namespace, asked.incarnation, asked.after);
+            if let Some(queue) = asked.queue.upgrade().filter(|_| lost) {
                 queue.lag(None);
             }
         }
@@ -286,7 +293,7 @@ impl Router {
     /// An incarnation of an origin is gone, perhaps with messages that nobody has.
     pub(super) fn mourn(&self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
-        if !peer.back.said_goodbye {
+        if peer.back.goodbye.is_none() {
             self.lag(Some(&peer.back.interest.publishes));
         }
     }

@@ -186,7 +186,7 @@ impl Work {
         let (shared, outlet) = (shared.clone(), outlet.clone());
         let begin = async move {
             shared.heeded(heeds).await;
-            let (positions, unaware) = shared.router().begun(&queue, heeds);
+            let (positions, unaware) = shared.router().begun(&queue, heeds, resume);
             outlet.tell(Event::Subscribed(v1::Subscribed { subscription, positions, unaware }));
         };
         self.under_way.push(begin.boxed());
@@ -235,7 +235,7 @@ impl Work {
         let version = shared.router().announce(namespace);
         self.waiting_bytes += batch.messages.len() + BATCH_BYTES;
         self.waiting.push_front(batch);
-        if let (Some(version), Some(patience)) = (version, self.patience.take()) {
+        if let Some(patience) = self.patience.take() {
             let shared = shared.clone();
             let heeded = async move {
                 shared.settled().await;

@@ -86,17 +86,14 @@ impl Router {
     fn resume(&mut self, key: &Key, queue: &Arc<Queue>, positions: &[v1::Position], heeds: u64) {
         let known: BTreeMap<u64, &v1::Position> =
             positions.iter().map(|position| (position.origin, position)).collect();
-        // Of an origin in another incarnation something may have been lost, and all of the new one is news.
-        let after = |origin: u64, incarnation: u64| match known.get(&origin) {
-            Some(position) if position.incarnation == incarnation => Some(position.sequence),
-            Some(_) => None,
-            None => Some(0),
-        };
-        let mine = after(self.node.0, self.incarnation);
-        if mine.is_none() {
+        let mine = known.get(&self.node.0);
+        // Another incarnation of this node may have had something that nobody has any more.
+        if mine.is_some_and(|mine| mine.incarnation != self.incarnation) {
             queue.lag(None);
         }
-        self.replay_here(key, queue, mine.unwrap_or(0));
+        let after = mine.filter(|mine| mine.incarnation == self.incarnation).map_or(0, |mine| mine.sequence);
+        self.replay_here(key, queue, after);
+        // Nothing is known of what a node published that is no member any more.
         let gone = |origin: &u64| *origin != self.node.0 && !self.peers.contains_key(&NodeId(*origin));
         if known.keys().any(gone) {
             queue.lag(None);
@@ -104,12 +101,25 @@ impl Router {
         // Unique for each node that is asked.
         let number = self.number();
         for (node, peer) in &mut self.peers {
-            let incarnation = match peer.back.incarnation {
-                0 => known.get(&node.0).map_or(0, |position| position.incarnation),
-                incarnation => incarnation,
+            let back = &mut peer.back;
+            let (incarnation, after) = match known.get(&node.0) {
+                // It has started after the subscription was last told of all, so all is news.
+                None => (back.incarnation, 0),
+                Some(known) if known.incarnation == back.incarnation || back.incarnation == 0 => {
+                    (known.incarnation, known.sequence)
+                }
+                Some(known) => {
+                    if back.may_have_lost(&key.namespace, known.incarnation, known.sequence) {
+                        queue.lag(None);
+                    }
+                    (back.incarnation, 0)
+                }
             };
-            let after = after(node.0, incarnation);
-            if after.is_none() || (peer.back.given_up && known.contains_key(&node.0)) {
+            if back.given_up
+                && incarnation != 0
+                && known.contains_key(&node.0)
+                && back.may_have_lost(&key.namespace, incarnation, after)
+            {
                 queue.lag(None);
             }
             queue.close_gate(node.0);
@@ -118,7 +128,7 @@ impl Router {
                 namespace: key.namespace.clone(),
                 pattern: key.pattern.clone(),
                 incarnation,
-                after: after.unwrap_or(0),
+                after,
                 heeds,
                 sent: false,
             };
@@ -142,7 +152,12 @@ impl Router {
 
     /// Of the nodes that a subscription was not acknowledged by, notes that they do not know of it. Gives where it
     /// begins, and how many those are.
-    pub(super) fn begun(&mut self, queue: &Arc<Queue>, heeds: u64) -> (Vec<v1::Position>, u32) {
+    pub(super) fn begun(
+        &mut self,
+        queue: &Arc<Queue>,
+        heeds: u64,
+        resumed: bool,
+    ) -> (Vec<v1::Position>, u32) {
         let mut unaware = 0;
         for peer in self.peers.values_mut() {
             if peer.out.progress.borrow().heeds < heeds {
@@ -155,7 +170,7 @@ impl Router {
                 });
             }
         }
-        (self.positions(), unaware)
+        (self.positions(resumed), unaware)
     }
 
     /// What is subscribed to in a namespace; by one client here, or by all in the cluster.

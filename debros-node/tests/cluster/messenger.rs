@@ -51,6 +51,8 @@ pub(crate) struct Messenger {
     next: u64,
     heard: VecDeque<Heard>,
     kept: VecDeque<Event>,
+    /// Bytes of runs that came and were not given back as credit.
+    consumed: u64,
     /// By subscription and origin.
     positions: BTreeMap<u64, BTreeMap<u64, v1::Position>>,
 }
@@ -73,6 +75,7 @@ impl Messenger {
             next: 1,
             heard: VecDeque::new(),
             kept: VecDeque::new(),
+            consumed: 0,
             positions: BTreeMap::new(),
         }
     }
@@ -129,6 +132,7 @@ impl Messenger {
 
     fn keep_deliveries(&mut self, deliveries: v1::Deliveries) {
         let v1::Deliveries { subscription, lagged, runs } = deliveries;
+        self.consumed += runs.len() as u64;
         if let Some(v1::Lagged { missed }) = lagged {
             self.heard.push_back(Heard::Lagged(subscription, missed));
         }
@@ -174,6 +178,12 @@ impl Messenger {
             self.keep_deliveries(deliveries);
         }
         self.heard.pop_front().expect("checked")
+    }
+
+    /// Gives back what a subscription's deliveries have used of its credit.
+    pub(crate) async fn give_back(&mut self, subscription: u64) {
+        let bytes = std::mem::take(&mut self.consumed);
+        self.call(Call::Credit(v1::Credit { subscription, bytes })).await;
     }
 
     /// The next message; a notice that some were missed is a failure.

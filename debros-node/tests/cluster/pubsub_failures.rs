@@ -205,3 +205,87 @@ async fn a_new_incarnation_of_an_origin_is_not_mistaken_for_the_old_one() {
     assert_eq!(subscriber.payloads(2).await, ["before", "after"]);
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_subscriptions_that_nobody_reads_keep_no_more_than_their_session_may() {
+    const SUBSCRIPTIONS: u64 = 20;
+    const MESSAGES: usize = 150;
+    let cluster = Cluster::of(1).await;
+    let mut publisher = Messenger::at(&cluster, 0, "app").await;
+    let mut flooding = Messenger::at(&cluster, 0, "app").await;
+    let mut other = Messenger::at(&cluster, 0, "app").await;
+    for subscription in 1..=SUBSCRIPTIONS {
+        let (pattern, credit_bytes) = ("news".into(), 1);
+        let subscribe = v1::Subscribe { subscription, pattern, credit_bytes, ..Default::default() };
+        flooding.subscribe_as(subscribe).await.unwrap();
+    }
+    other.subscribe(1, "news").await;
+    // Together more than a session may have waiting, each less than a subscription may.
+    let payload = "x".repeat(64 << 10);
+    for _ in 0..MESSAGES {
+        let number = publisher.publish(Accepted, &[("news", &payload)]).await;
+        publisher.published(number).await.unwrap();
+    }
+    for number in 1..=MESSAGES as u64 {
+        assert_eq!(other.message().await.number, number);
+    }
+    let mut missed = 0;
+    for subscription in 1..=SUBSCRIPTIONS {
+        assert_eq!(flooding.message().await.number, 1);
+        flooding.call(Call::Credit(v1::Credit { subscription, bytes: PLENTY })).await;
+    }
+    let mut heard = SUBSCRIPTIONS;
+    while heard + missed < SUBSCRIPTIONS * MESSAGES as u64 {
+        match flooding.hear().await {
+            Heard::Lagged(_, some) => missed += some.expect("they were counted"),
+            Heard::Message(_) => heard += 1,
+        }
+    }
+    assert!(heard << 16 < 80 << 20, "{heard} messages were kept");
+    assert_eq!(heard + missed, SUBSCRIPTIONS * MESSAGES as u64);
+    cluster.shutdown().await;
+}
+
+/// A publisher at full speed, and a subscriber that takes everything but has other work, too: the publisher is held
+/// back before anything has to be dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_full_speed_everything_arrives_in_order() {
+    const BATCHES: u64 = 400;
+    const BATCH: u64 = 256;
+    let cluster = Cluster::of(2).await;
+    let mut publisher = Messenger::at(&cluster, 0, "app").await;
+    let mut subscriber = Messenger::at(&cluster, 1, "app").await;
+    let subscribe = v1::Subscribe {
+        subscription: 1,
+        pattern: "news.*".into(),
+        credit_bytes: 1 << 20,
+        ..Default::default()
+    };
+    subscriber.subscribe_as(subscribe).await.unwrap();
+    let window = publisher.attached.publish_window_bytes;
+    let payload = "x".repeat(128);
+    let batch = pack(&vec![("news.today", payload.as_str()); BATCH as usize]);
+    let began = std::time::Instant::now();
+    let publishing = tokio::spawn(async move {
+        let (mut acknowledged, ahead) = (0, window / batch.len() as u64);
+        for number in 0..BATCHES {
+            if number >= acknowledged + ahead {
+                let last = (number - ahead + 1) * BATCH;
+                publisher.published(last).await.unwrap();
+                acknowledged = number - ahead + 1;
+            }
+            publisher.send(number * BATCH + 1, Accepted, false, batch.clone()).await;
+        }
+        publisher.published(BATCHES * BATCH).await.unwrap();
+        publisher
+    });
+    for number in 1..=BATCHES * BATCH {
+        assert_eq!(subscriber.message().await.number, number);
+        if number % (4 * BATCH) == 0 {
+            subscriber.give_back(1).await;
+        }
+    }
+    println!("{} messages in {:?}", BATCHES * BATCH, began.elapsed());
+    publishing.await.unwrap();
+    cluster.shutdown().await;
+}
