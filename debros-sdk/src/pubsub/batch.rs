@@ -111,7 +111,7 @@ impl MessageBatch {
     /// # Errors
     /// As [`MessageBatch::push`].
     pub fn push_message(&mut self, message: &Outgoing<'_>) -> Result<(), Error> {
-        if self.checked != message.topic {
+        if self.messages == 0 || self.checked != message.topic {
             pubsub::topic(message.topic)?;
             self.checked.clear();
             self.checked.push_str(message.topic);
@@ -174,7 +174,10 @@ mod tests {
         }
         let refused = batch.push("t", &vec![0; limits::MESSAGE_BYTES_MAX + 1]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::LimitExceeded);
-        assert_eq!(batch.push("a.*", b"").unwrap_err().kind(), ErrorKind::InvalidArgument);
+        for wrong in ["a.*", ""] {
+            assert_eq!(batch.push(wrong, b"").unwrap_err().kind(), ErrorKind::InvalidArgument);
+            assert_eq!(MessageBatch::new().push(wrong, b"").unwrap_err().kind(), ErrorKind::InvalidArgument);
+        }
         let messages = batch.len();
         let parts = batch.into_parts();
         assert_eq!(parts.iter().map(|part| part.count as usize).sum::<usize>(), messages);
