@@ -319,3 +319,117 @@ fn unknown(cause: &str) -> Failure {
     )
     .maybe_applied()
 }
+
+#[cfg(test)]
+mod tests {
+    use debros_proto::v1::{PublishMode, Published};
+    use debros_proto::{ErrorCode, Failure};
+    use futures::FutureExt;
+
+    use super::{KEPT_BYTES_MAX, Publishing, Ticket};
+    use crate::pubsub::batch::{MessageBatch, Outgoing};
+
+    const ACCEPTED: PublishMode = PublishMode::Accepted;
+    const RECEIVED: PublishMode = PublishMode::Received;
+
+    fn with_window(bytes: u64) -> Publishing {
+        let mut publishing = Publishing::default();
+        publishing.set_window(bytes);
+        publishing
+    }
+
+    fn add(publishing: &mut Publishing, mode: PublishMode) -> Ticket {
+        publishing.add(&Outgoing::new("t", b"payload"), mode).unwrap()
+    }
+
+    fn add_large(publishing: &mut Publishing) -> Ticket {
+        let mut batch = MessageBatch::new();
+        batch.push("t", &vec![0; 1 << 20]).unwrap();
+        publishing.add_part(batch.into_parts().remove(0), ACCEPTED)
+    }
+
+    /// What is sent now: first numbers, and whether they were sent before.
+    fn taken(publishing: &mut Publishing) -> Vec<(u64, bool)> {
+        std::iter::from_fn(|| publishing.take()).map(|batch| (batch.first, batch.again)).collect()
+    }
+
+    fn outcome(ticket: &Ticket, mode: PublishMode) -> Option<Result<Vec<Option<u32>>, Failure>> {
+        ticket.settled(mode).now_or_never()
+    }
+
+    #[test]
+    fn what_waits_travels_together_and_is_acknowledged_together() {
+        let mut publishing = with_window(1 << 20);
+        let tickets: Vec<Ticket> = (0..3).map(|_| add(&mut publishing, RECEIVED)).collect();
+        let other = add(&mut publishing, ACCEPTED);
+        assert_eq!(taken(&mut publishing), [(1, false), (4, false)]);
+        publishing.acknowledge(Published { last: 4, nodes: vec![] });
+        assert_eq!(outcome(&other, ACCEPTED), Some(Ok(vec![])));
+        assert_eq!(outcome(&tickets[0], RECEIVED), None);
+        let freed = publishing.acknowledge(Published { last: 3, nodes: vec![5, 6, 7] });
+        assert!(freed > 0);
+        for (ticket, nodes) in tickets.iter().zip(5..) {
+            assert_eq!(outcome(ticket, RECEIVED), Some(Ok(vec![Some(nodes)])));
+        }
+        assert!(publishing.sent.is_empty() && publishing.under_way == 0 && publishing.kept == 0);
+    }
+
+    #[test]
+    fn another_node_gets_everything_from_the_first_that_was_not_acknowledged() {
+        let mut publishing = with_window(1 << 20);
+        let settled = add(&mut publishing, ACCEPTED);
+        taken(&mut publishing);
+        let open = add(&mut publishing, RECEIVED);
+        let accepted = add(&mut publishing, ACCEPTED);
+        taken(&mut publishing);
+        publishing.acknowledge(Published { last: 3, nodes: vec![] });
+        assert!(outcome(&settled, ACCEPTED).is_some() && outcome(&accepted, ACCEPTED).is_some());
+        let waiting = add(&mut publishing, ACCEPTED);
+        publishing.detached();
+        assert_eq!(taken(&mut publishing), [(2, true), (3, true), (4, false)]);
+        // The other node knew the message: nobody says how many have it.
+        publishing.acknowledge(Published { last: 2, nodes: vec![] });
+        assert_eq!(outcome(&open, RECEIVED), Some(Ok(vec![None])));
+        publishing.acknowledge(Published { last: 4, nodes: vec![] });
+        assert_eq!(outcome(&waiting, ACCEPTED), Some(Ok(vec![])));
+        assert!(publishing.sent.is_empty() && publishing.under_way == 0 && publishing.kept == 0);
+    }
+
+    #[test]
+    fn a_node_gets_no_more_than_its_window() {
+        let mut publishing = with_window(2 << 20);
+        let tickets: Vec<Ticket> = (0..4).map(|_| add_large(&mut publishing)).collect();
+        assert_eq!(taken(&mut publishing), [(1, false)], "two and what they are packed in are too much");
+        publishing.acknowledge(Published { last: 1, nodes: vec![] });
+        assert_eq!(taken(&mut publishing), [(2, false)]);
+        publishing.refuse(2, Failure::invalid("no"));
+        assert_eq!(outcome(&tickets[1], ACCEPTED).unwrap().unwrap_err().code, ErrorCode::InvalidArgument);
+        let freed =
+            publishing.give_up(&Failure::new(ErrorCode::PermissionDenied, "nobody lets this client in"));
+        assert!(freed > 2 << 20);
+        assert_eq!(outcome(&tickets[3], ACCEPTED).unwrap().unwrap_err().code, ErrorCode::PermissionDenied);
+    }
+
+    #[test]
+    fn a_batch_that_holds_up_too_much_is_not_sent_again() {
+        let mut publishing = with_window(u64::MAX);
+        let stuck = add(&mut publishing, RECEIVED);
+        let late = add(&mut publishing, RECEIVED);
+        taken(&mut publishing);
+        let many = KEPT_BYTES_MAX / (1 << 20) + 1;
+        for number in 3..3 + many as u64 {
+            add_large(&mut publishing);
+            taken(&mut publishing);
+            publishing.acknowledge(Published { last: number, nodes: vec![] });
+        }
+        assert!(publishing.kept <= KEPT_BYTES_MAX && publishing.sent.is_empty());
+        // Both are one batch, which is waited for nevertheless.
+        assert!(outcome(&stuck, RECEIVED).is_none() && publishing.under_way > 0);
+        publishing.detached();
+        assert_eq!(taken(&mut publishing), []);
+        for ticket in [stuck, late] {
+            let failure = outcome(&ticket, RECEIVED).unwrap().unwrap_err();
+            assert_eq!((failure.code, failure.maybe_applied), (ErrorCode::UnknownOutcome, true));
+        }
+    }
+}

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::batch::{MessageBatch, Outgoing};
 use super::message::Message;
 use super::presence::{Member, Presence, PresenceWatch};
-use super::session::Session;
+use super::session::{Beginning, Session};
 use super::settling::Settling;
 use super::subscription::Subscription;
 use super::{Acknowledge, PubSub, SubscribeOptions, TopicInfo, attachment};
@@ -56,9 +56,9 @@ impl RemotePubSub {
         pubsub::group(options.group.as_deref())?;
         let deadline = self.client.shared().deadline(None);
         let session = self.session()?;
-        let (number, mailbox, begun) = session.subscribe(pattern, options)?;
+        let Beginning { number, told_in, begun } = session.subscribe(pattern, options)?;
         // Ends with this future, if that is dropped.
-        let subscription = Subscription::new(number, pattern, mailbox, Arc::clone(session) as _, client);
+        let subscription = Subscription::new(number, pattern, told_in, Arc::clone(session) as _, client);
         stands(&begun, deadline).await?;
         Ok(subscription)
     }
@@ -165,8 +165,8 @@ impl PubSub for RemotePubSub {
         pubsub::pattern(pattern)?;
         let deadline = self.client.shared().deadline(None);
         let session = self.session()?;
-        let (number, board, begun) = session.watch_presence(pattern)?;
-        let watch = PresenceWatch::new(number, board, Arc::clone(session) as _, Some(self.client.clone()));
+        let Beginning { number, told_in, begun } = session.watch_presence(pattern)?;
+        let watch = PresenceWatch::new(number, told_in, Arc::clone(session) as _, Some(self.client.clone()));
         stands(&begun, deadline).await?;
         Ok(watch)
     }

@@ -1,8 +1,8 @@
 //! Answers to requests: one subscription for all of a client's, and whoever waits reads it for everybody. No task:
 //! while nobody waits nobody reads, and the subscription's buffer is the bound of what comes too late.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -20,8 +20,10 @@ const REPLIES_PREFIX: &str = "_replies";
 type Answer = Result<Message, Error>;
 
 /// See the module.
+#[derive(Default)]
 pub(crate) struct Replies {
-    prefix: String,
+    /// Drawn at the first use.
+    prefix: OnceLock<String>,
     waiting: Mutex<Waiting>,
     inbox: tokio::sync::Mutex<Option<Subscription>>,
 }
@@ -29,14 +31,7 @@ pub(crate) struct Replies {
 #[derive(Default)]
 struct Waiting {
     last: u64,
-    requests: HashMap<u64, oneshot::Sender<Answer>>,
-}
-
-impl Default for Replies {
-    fn default() -> Self {
-        let prefix = format!("{REPLIES_PREFIX}.{:016x}", rand::random::<u64>());
-        Self { prefix, waiting: Mutex::default(), inbox: tokio::sync::Mutex::default() }
-    }
+    requests: BTreeMap<u64, oneshot::Sender<Answer>>,
 }
 
 impl Replies {
@@ -44,9 +39,13 @@ impl Replies {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn prefix(&self) -> &str {
+        self.prefix.get_or_init(|| format!("{REPLIES_PREFIX}.{:016x}", rand::random::<u64>()))
+    }
+
     /// What is to be subscribed to.
     pub(crate) fn pattern(&self) -> String {
-        format!("{}.*", self.prefix)
+        format!("{}.*", self.prefix())
     }
 
     /// Publishes a request and waits for the first answer. `open` subscribes to [`Self::pattern`], if nobody has.
@@ -71,7 +70,7 @@ impl Replies {
                 }
             }
             let (number, answer) = self.expect();
-            let reply = format!("{}.{number}", self.prefix);
+            let reply = format!("{}.{number}", self.prefix());
             let _forget = Forget { replies: self, number };
             let told = pubsub.publish_with(message.with_reply(&reply), Acknowledge::Routed).await?;
             if told == Some(0) {

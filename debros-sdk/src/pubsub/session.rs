@@ -47,8 +47,6 @@ const CALLS_WAITING_MAX: usize = limits::SUBSCRIPTIONS_PER_SESSION_MAX;
 
 /// See the module.
 pub(crate) struct Session {
-    /// Drawn once; a node tells by it what was sent before.
-    publisher: u64,
     state: Mutex<State>,
     room: Semaphore,
     /// Something is to be sent and no node is attached to.
@@ -59,6 +57,8 @@ pub(crate) struct Session {
 
 #[derive(Default)]
 struct State {
+    /// A node tells by it what was sent before. Drawn at the first attachment; 0 until then.
+    publisher: u64,
     attached: Option<Attachment>,
     /// Numbers of attachments that were begun, and of those that are over.
     begun: u64,
@@ -71,6 +71,14 @@ struct State {
     closed: bool,
 }
 
+/// Something that a node was asked for, and stands when `begun` is settled.
+pub(crate) struct Beginning<T> {
+    pub(crate) number: u64,
+    /// Where what comes of it is told.
+    pub(crate) told_in: Arc<T>,
+    pub(crate) begun: Arc<Settling<()>>,
+}
+
 struct Attachment {
     number: u64,
     waker: Arc<AtomicWaker>,
@@ -79,7 +87,6 @@ struct Attachment {
 impl Session {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            publisher: rand::random_range(1..=u64::MAX),
             state: Mutex::default(),
             room: Semaphore::new(ROOM_BYTES),
             wanted: Notify::new(),
@@ -147,12 +154,12 @@ impl Session {
         Ok(ticket)
     }
 
-    /// Adds a subscription. It stands when what comes with it is settled.
+    /// Adds a subscription.
     pub(crate) fn subscribe(
         &self,
         pattern: &str,
         options: SubscribeOptions,
-    ) -> Result<(u64, Arc<Mailbox>, Arc<Settling<()>>), Error> {
+    ) -> Result<Beginning<Mailbox>, Error> {
         let SubscribeOptions { group, overflow, buffer_bytes } = options;
         let buffer = buffer_bytes.unwrap_or(BUFFER_BYTES_DEFAULT);
         let mailbox = Mailbox::new(buffer.clamp(1, limits::SUBSCRIPTION_CREDIT_BYTES_MAX));
@@ -164,7 +171,7 @@ impl Session {
         state.call(|| Call::Subscribe(subscribing.call(number)));
         state.subscriptions.add(number, subscribing);
         self.wake(&state);
-        Ok((number, mailbox, begun))
+        Ok(Beginning { number, told_in: mailbox, begun })
     }
 
     /// Ends all subscriptions to a pattern.
@@ -211,11 +218,8 @@ impl Session {
         }
     }
 
-    /// Adds a watch of presence. It stands when what comes with it is settled.
-    pub(crate) fn watch_presence(
-        &self,
-        pattern: &str,
-    ) -> Result<(u64, Arc<Board>, Arc<Settling<()>>), Error> {
+    /// Adds a watch of presence.
+    pub(crate) fn watch_presence(&self, pattern: &str) -> Result<Beginning<Board>, Error> {
         let mut state = self.state();
         let (max, count) = (limits::PRESENCE_WATCHES_PER_SESSION_MAX, state.presences.watches() + 1);
         if count > max {
@@ -226,13 +230,16 @@ impl Session {
         state.call(|| Call::WatchPresence(v1::WatchPresence { subscription, pattern: pattern.clone() }));
         let (board, begun) = state.presences.watch(subscription, pattern);
         self.wake(&state);
-        Ok((subscription, board, begun))
+        Ok(Beginning { number: subscription, told_in: board, begun })
     }
 
     /// The calls of a new attachment, which is served once it is the latest.
     pub(crate) fn begin(self: &Arc<Self>, mut attach: v1::Attach) -> (u64, Calls) {
-        attach.publisher = self.publisher;
         let mut state = self.state();
+        if state.publisher == 0 {
+            state.publisher = rand::random_range(1..=u64::MAX);
+        }
+        attach.publisher = state.publisher;
         state.begun += 1;
         let (number, waker) = (state.begun, Arc::default());
         drop(state);

@@ -52,6 +52,12 @@ enum Item {
     Lagged(Option<u64>),
 }
 
+/// What the application takes, and the credit to return for it.
+struct Taken {
+    item: Option<Result<Item, Error>>,
+    credit: Option<u64>,
+}
+
 /// What a run costs of the credit.
 fn cost(messages: &Bytes) -> u64 {
     (RUN_HEAD + messages.len()) as u64
@@ -140,7 +146,7 @@ impl Mailbox {
         self.state().waiting
     }
 
-    fn poll(&self, context: &mut Context<'_>) -> Poll<(Option<Result<Item, Error>>, Option<u64>)> {
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Taken> {
         let mut state = self.state();
         if state.items.is_empty() && state.end.is_none() {
             self.waker.register(context.waker());
@@ -151,10 +157,13 @@ impl Mailbox {
                 let bytes = cost(&messages);
                 state.waiting -= bytes;
                 let credit = state.consume(bytes, self.credit);
-                Poll::Ready((Some(Ok(Item::Messages(head, messages))), credit))
+                Poll::Ready(Taken { item: Some(Ok(Item::Messages(head, messages))), credit })
             }
-            Some(lagged) => Poll::Ready((Some(Ok(lagged)), None)),
-            None => Poll::Ready((state.end.as_mut().and_then(Option::take).map(Err), None)),
+            Some(lagged) => Poll::Ready(Taken { item: Some(Ok(lagged)), credit: None }),
+            None => {
+                let end = state.end.as_mut().and_then(Option::take);
+                Poll::Ready(Taken { item: end.map(Err), credit: None })
+            }
         }
     }
 }
@@ -198,7 +207,10 @@ impl Subscription {
 
     /// The same with other messages; an error stands in the place of a message.
     pub(crate) fn map(mut self, mapping: Mapping) -> Self {
-        self.mapping = Some(mapping);
+        self.mapping = Some(match self.mapping.take() {
+            Some(below) => Arc::new(move |message| mapping(below(message)?)),
+            None => mapping,
+        });
         self
     }
 
@@ -244,7 +256,7 @@ impl Subscription {
         if let Some(rest) = self.current.take().filter(|rest| rest.len() > 0) {
             return Poll::Ready(Some(Ok(SubscriptionBatch::Messages(rest))));
         }
-        let (item, credit) = ready!(self.mailbox.poll(context));
+        let Taken { item, credit } = ready!(self.mailbox.poll(context));
         if let Some(bytes) = credit {
             self.source.consumed(self.number, bytes);
         }

@@ -225,7 +225,7 @@ fn key_id(what: Sealed, key: &str, sealed: &[u8]) -> Result<u32, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ADDED_BYTES, EncryptionKey, Keyring};
+    use super::{ADDED_BYTES, EncryptionKey, Keyring, Sealed};
     use crate::error::ErrorKind;
 
     #[test]
@@ -249,6 +249,17 @@ mod tests {
         for length in 0..sealed.len() {
             assert_eq!(keys.open("app", "key", &sealed[..length]).unwrap_err().kind(), ErrorKind::Corrupt);
         }
+    }
+
+    #[test]
+    fn a_message_does_not_open_as_a_stored_value_of_the_same_name() {
+        let keys = Keyring::new(1, &EncryptionKey::generate());
+        let sealed = keys.seal_as(Sealed::Message, "app", "name", b"words").unwrap();
+        assert_eq!(keys.open_as(Sealed::Message, "app", "name", &sealed).unwrap(), "words");
+        assert_eq!(keys.open("app", "name", &sealed).unwrap_err().kind(), ErrorKind::Corrupt);
+        let mut disguised = sealed.to_vec();
+        disguised[0] = 1;
+        assert_eq!(keys.open("app", "name", &disguised).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]
