@@ -7,13 +7,13 @@ use clap::{Args, Subcommand};
 use debros_sdk::MESSAGE_BYTES_MAX;
 
 const PUBSUB_HELP: &str = "\
-A topic is levels split by `.`. In a pattern `*` stands for one level, and `>` as the last one for all that
-follow; every other character is literal. Put patterns into quotes, or the shell takes them for files.
+A topic is levels split by `.`. In a pattern `*` stands for one level, and `>` as the last one for
+all that follow; every other character is literal. Quote patterns, or the shell takes them for files.
 Messages are live: who is not subscribed when one is published does not get it.";
 
 const PUBLISH_HELP: &str = "\
-Without --acked the message is on its way to every subscriber's node when the command ends; with it each of
-these nodes has it. `nodes` is null when that is not known.
+Without --acked the message is on its way to every subscriber's node when the command ends; with it
+each of these nodes has it. `nodes` is null when that is not known.
 JSON: {\"topic\", \"bytes\", \"nodes\"}
 
 Examples:
@@ -22,11 +22,12 @@ Examples:
   date | debros pubsub publish clock -";
 
 const SUBSCRIBE_HELP: &str = "\
-Prints a line for each message, until it is interrupted, the time is over or --count have come; goes on at another
-node when one dies, and says when messages were missed.
-JSON: a line each: {\"event\": \"message\", \"topic\", \"payload\", \"payload_base64\", \"bytes\", \"reply\", \"headers\",
-\"publisher\", \"number\", \"received_unix_ms\"} or {\"event\": \"lagged\", \"missed\"}
-A header is {\"name\", \"value\"}. `payload` is null where it is no UTF-8, `missed` where nobody knows.
+Prints a line for each message, until it is interrupted, the time is over or --count have come.
+Goes on at another node when one dies, and says when messages were missed.
+JSON: a line each: {\"event\": \"message\", \"topic\", \"payload\", \"payload_base64\", \"bytes\", \"reply\",
+\"headers\": [{\"name\", \"value\"}], \"publisher\", \"number\", \"received_unix_ms\"}
+or {\"event\": \"lagged\", \"missed\"}.
+`payload` is null where it is no UTF-8, `missed` where nobody knows.
 
 Examples:
   debros pubsub subscribe rooms.1
@@ -35,17 +36,18 @@ Examples:
   debros pubsub subscribe '>' --format json | jq -r .topic";
 
 const REQUEST_HELP: &str = "\
-The answer goes to stdout as it is. Exit code 1 when nobody is subscribed to the topic, or nobody answers in time.
+The answer goes to stdout as it is. Exit code 1 when nobody is subscribed to the topic, or nobody
+answers in time.
 JSON: {\"topic\", \"payload\", \"payload_base64\", \"bytes\", \"headers\", ..}
 
 Example:
   debros pubsub request clock.now '' --wait 2s";
 
 const BENCH_HELP: &str = "\
-Publishes as fast as a subscriber takes it, then one message at a time. Publisher and subscriber are clients of
-their own; --to puts the subscriber at another node. On a topic that nobody else uses.
-JSON: {\"messages\", \"bytes\", \"seconds\", \"messages_per_second\", \"megabytes_per_second\", \"latency_p50_us\",
-\"latency_p99_us\"}
+Publishes as fast as a subscriber takes it, then one message at a time. Publisher and subscriber
+are clients of their own; --to puts the subscriber at another node.
+JSON: {\"messages\", \"bytes\", \"missed\", \"seconds\", \"messages_per_second\",
+\"megabytes_per_second\", \"latency_p50_us\", \"latency_p99_us\"}
 
 Example:
   debros pubsub bench -b /ip4/10.0.0.1/tcp/4001 --to /ip4/10.0.0.2/tcp/4001 --messages 1000000";
