@@ -12,7 +12,7 @@ use tonic::{Status, Streaming};
 
 use super::session::Session;
 use crate::call::{Failed, Plan, Target};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::rpc;
 use crate::shared::Shared;
 
@@ -46,6 +46,9 @@ async fn keep_attached(shared: &Shared, session: &Arc<Session>) {
                 let failure = failed.failure.clone();
                 let error: Error = failed.into_read_error();
                 tracing::debug!(%error, "no node serves pub/sub");
+                if error.kind() == ErrorKind::Closed {
+                    return;
+                }
                 if error.is_retryable() {
                     barren = barren.saturating_add(1);
                 } else {
