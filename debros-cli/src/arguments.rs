@@ -1,5 +1,6 @@
 //! The command line: what may be written and what it means. Knows no cluster.
 
+pub(crate) mod pubsub;
 pub(crate) mod storage;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use debros_sdk::{Consistency, OPERATION_TIMEOUT_MAX};
 
+use crate::arguments::pubsub::PubSubCommand;
 use crate::arguments::storage::StorageCommand;
 use crate::format::Format;
 
@@ -19,6 +21,7 @@ Examples:
   debros query 'SELECT * FROM t WHERE id = ?' 1 --format json
   debros shell < setup.sql                       run a file of statements
   debros storage put greeting hello              keys and values, without SQL
+  debros pubsub subscribe 'rooms.*' 10s          live messages
   debros -b /dns4/node-0.example/tcp/4001 peers  ask a node elsewhere
 
 Without -b, a node is looked for on this machine: 127.0.0.1, TCP ports 4001 to 4005.
@@ -35,7 +38,7 @@ With --format json a command prints one JSON object on stdout, an error as
   {\"error\": {\"kind\", \"message\", \"retryable\", \"maybe_applied\"}}
 Messages for people go to stderr.";
 
-/// SQL and storage that survive their nodes: use and look after a debros cluster
+/// SQL, storage and live messages that survive their nodes: use and look after a debros cluster
 #[derive(Debug, Parser)]
 #[command(name = "debros", version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -129,6 +132,9 @@ pub(crate) enum Command {
     /// Keys and values of the namespace
     #[command(subcommand)]
     Storage(StorageCommand),
+    /// Live messages between the clients of the namespace
+    #[command(subcommand, name = "pubsub")]
+    PubSub(PubSubCommand),
     /// Members of the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -9,6 +9,7 @@ use debros_sdk::{
 };
 use serde_json::{Value as Json, json};
 
+use crate::arguments::pubsub::PubSubCommand;
 use crate::arguments::storage::StorageCommand;
 use crate::arguments::{
     Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query, ShellOptions,
@@ -16,7 +17,7 @@ use crate::arguments::{
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{json, parameter, registers, shell, storage, table};
+use crate::{json, parameter, pubsub, registers, shell, storage, table};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -24,6 +25,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let command = match command {
         Command::Completions { shell } => return completions(shell),
         Command::Storage(command) => return run_storage(&global, command).await,
+        Command::PubSub(command) => return run_pubsub(&global, command).await,
         other => other,
     };
     // Mistakes that need no node are told before one is looked for.
@@ -53,7 +55,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Cluster(command) => cluster(&global, &connection, command).await,
         Command::Database(command) => database(&global, &connection, command).await,
         Command::Registers(command) => registers::run(&global, &connection, command).await,
-        Command::Completions { .. } | Command::Storage(_) => unreachable!("answered above"),
+        Command::Completions { .. } | Command::Storage(_) | Command::PubSub(_) => {
+            unreachable!("answered above")
+        }
     };
     connection.client.close().await;
     outcome
@@ -63,6 +67,14 @@ async fn run_storage(global: &Global, command: StorageCommand) -> Result<(), Fai
     let task = storage::prepare(command)?;
     let connection = connection::establish(global).await?;
     let outcome = storage::run(global, &connection.client.storage(), task).await;
+    connection.client.close().await;
+    outcome
+}
+
+async fn run_pubsub(global: &Global, command: PubSubCommand) -> Result<(), Failure> {
+    let task = pubsub::prepare(command)?;
+    let connection = connection::establish(global).await?;
+    let outcome = pubsub::run(global, &connection, task).await;
     connection.client.close().await;
     outcome
 }

@@ -145,6 +145,9 @@ fn next_step(kind: ErrorKind, exit: Exit) -> &'static str {
         ErrorKind::Unavailable | ErrorKind::NotReady => {
             "run `debros health` to see which nodes are missing; try again, or wait longer with -t 30s"
         }
+        ErrorKind::NoResponders => {
+            "see who is subscribed: `debros pubsub topics`; a request goes to a topic of this namespace (-n)"
+        }
         ErrorKind::Busy => "try again in a moment",
         ErrorKind::DeadlineExceeded => {
             "try again, or wait longer with -t 30s; `debros health` shows what is slow"

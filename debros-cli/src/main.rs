@@ -8,6 +8,7 @@ mod failure;
 mod format;
 mod json;
 mod parameter;
+mod pubsub;
 mod registers;
 mod shell;
 mod storage;

@@ -29,6 +29,8 @@ fn help_is_as_it_was_reviewed() {
         (["help", "query"].as_slice(), include_str!("golden/help_query.txt")),
         (["help", "storage"].as_slice(), include_str!("golden/help_storage.txt")),
         (["help", "storage", "put"].as_slice(), include_str!("golden/help_storage_put.txt")),
+        (["help", "pubsub"].as_slice(), include_str!("golden/help_pubsub.txt")),
+        (["help", "pubsub", "subscribe"].as_slice(), include_str!("golden/help_pubsub_subscribe.txt")),
         (["help", "registers"].as_slice(), include_str!("golden/help_registers.txt")),
         (["help", "registers", "cas"].as_slice(), include_str!("golden/help_registers_cas.txt")),
     ] {
@@ -45,7 +47,7 @@ fn help_is_as_it_was_reviewed() {
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
-    let cases: [&[&str]; 23] = [
+    let cases: [&[&str]; 26] = [
         &["query"],
         &["nonsense"],
         &["status", "-t", "soon"],
@@ -57,6 +59,9 @@ fn a_wrong_command_line_ends_with_2_and_says_how_to_do_it() {
         &["connect", "nonsense"],
         &["database", "create", "Bad Name"],
         &["query", "-d", "Bad Name", "SELECT 1"],
+        &["pubsub", "publish", "rooms.*", "hi"],
+        &["pubsub", "subscribe", "a.>.b"],
+        &["pubsub", "bench", "--to", "nonsense"],
         &["storage", "get", ""],
         &["storage", "put", "key"],
         &["storage", "put", "key", "value", "--ttl", "0s"],

@@ -5,6 +5,7 @@ use debros_proto::DatabaseName;
 
 use crate::address;
 use crate::error::Error;
+use crate::pubsub;
 use crate::storage::checked;
 
 /// Whether this is a multiaddr.
@@ -38,6 +39,22 @@ pub fn storage_key(text: &str) -> Result<(), Error> {
 /// `LimitExceeded` when it is too long.
 pub fn storage_prefix(text: &str) -> Result<(), Error> {
     checked::prefix(text)
+}
+
+/// Whether this is a topic that can be published to.
+///
+/// # Errors
+/// `InvalidArgument` or `LimitExceeded`, with the rule that it breaks.
+pub fn topic(text: &str) -> Result<(), Error> {
+    pubsub::topic(text)
+}
+
+/// Whether this is a topic or a pattern that can be subscribed to.
+///
+/// # Errors
+/// `InvalidArgument` or `LimitExceeded`, with the rule that it breaks.
+pub fn pattern(text: &str) -> Result<(), Error> {
+    pubsub::pattern(text)
 }
 
 /// The key of a register: 1 to 1024 bytes.

@@ -15,6 +15,7 @@ use crate::cluster::Cluster;
 use crate::database::RemoteDatabase;
 use crate::error::Error;
 use crate::network_info::RemoteNetwork;
+use crate::pubsub::remote::RemotePubSub;
 use crate::registers::RemoteRegisters;
 use crate::rpc;
 use crate::shared::Shared;
@@ -166,6 +167,11 @@ impl Client {
     /// The namespace's key-value storage.
     pub fn storage(&self) -> RemoteStorage {
         RemoteStorage::new(self.clone())
+    }
+
+    /// Live messages between the clients of the namespace.
+    pub fn pubsub(&self) -> RemotePubSub {
+        RemotePubSub::new(self.clone())
     }
 
     /// Peers, status and health.

@@ -4,6 +4,7 @@
 mod storage;
 
 mod locks;
+mod pubsub;
 mod registers;
 
 use crate::database::{Database, ReadOptions};
@@ -13,6 +14,7 @@ use crate::statement::{Parameters, Statement};
 use crate::value::Value;
 
 pub use locks::locks;
+pub use pubsub::pubsub;
 pub use registers::registers;
 pub use storage::storage;
 

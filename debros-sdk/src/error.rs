@@ -24,6 +24,8 @@ pub enum ErrorKind {
     PermissionDenied,
     /// A named limit was exceeded; the message names it and its value.
     LimitExceeded,
+    /// Nobody is subscribed to the topic of a request.
+    NoResponders,
     /// No node could be reached.
     Unreachable,
     /// Nodes answer, but the database has no leader or no quorum.
@@ -66,6 +68,7 @@ impl ErrorKind {
             Self::AlreadyExists => "already_exists",
             Self::PermissionDenied => "permission_denied",
             Self::LimitExceeded => "limit_exceeded",
+            Self::NoResponders => "no_responders",
             Self::Unreachable => "unreachable",
             Self::Unavailable => "unavailable",
             Self::Busy => "busy",

@@ -1,7 +1,8 @@
-//! The SDK of debros: SQL databases and a key-value storage that survive their nodes, from an application.
+//! The SDK of debros: SQL databases, a key-value storage and live messages that survive their nodes, from an
+//! application.
 //!
 //! ```no_run
-//! use debros_sdk::{Client, Database, NetworkInfo, Statement, Storage, params};
+//! use debros_sdk::{Client, Database, NetworkInfo, PubSub, Statement, Storage, params};
 //! use serde::Deserialize;
 //!
 //! #[derive(Deserialize)]
@@ -37,6 +38,11 @@
 //! storage.put("ships/1/log", "calm seas".into()).await?;
 //! assert_eq!(storage.list("ships/", 10).await?, ["ships/1/log"]);
 //!
+//! // Messages for whoever listens now.
+//! let mut subscription = client.pubsub().subscribe("ships.*.position").await?;
+//! client.pubsub().publish("ships.1.position", b"54.8 S 68.3 W").await?;
+//! println!("{:?}", subscription.next().await);
+//!
 //! println!("the cluster is {}", client.network().health().await?.status);
 //! client.close().await;
 //! # Ok(())
@@ -53,19 +59,22 @@
 //! - **A stored value is on most of its key's nodes** before a put is acknowledged, and a read asks most of
 //!   them, so it sees that put ([`Quorum::Majority`], the default). Of several writers the last one wins;
 //!   a put is not exactly-once, see [`Storage`].
+//! - **A subscription misses nothing in silence.** It gets the messages of each publisher in order and once,
+//!   also when it or the publisher goes on at another node; what could not be delivered is told
+//!   ([`SubscriptionEvent::Lagged`]).
 //! - **A node may die at any moment.** The client learns all members from the one it met first, goes
 //!   straight to a database's leader, and to the others when it is gone, within the operation's
 //!   timeout (10 s by default).
 //!
 //! # Map
 //!
-//! [`Client`] is a cheap handle; [`Database`], [`Storage`], [`Registers`] and [`NetworkInfo`] are the
-//! interfaces an application should depend on; [`RemoteDatabase`], [`RemoteStorage`], [`RemoteRegisters`]
-//! and [`RemoteNetwork`] implement them against a cluster. [`StorageExt`] adds JSON,
-//! [encryption](EncryptedStorage) and [blobs](Blobs) to any storage; [`Lock`] and [`Election`] are built on
-//! [`Registers`]. Inside, `call` retries one operation, `writer` and `session` make SQL writes
-//! exactly-once, `nodes` chooses whom to ask, `storage::routes` knows which of them hold a key, `refresh`
-//! keeps that fresh. Nothing but `host` knows what carries the bytes: a client runs
+//! [`Client`] is a cheap handle; [`Database`], [`Storage`], [`Registers`], [`PubSub`] and [`NetworkInfo`] are
+//! the interfaces an application should depend on; [`RemoteDatabase`], [`RemoteStorage`], [`RemoteRegisters`],
+//! [`RemotePubSub`] and [`RemoteNetwork`] implement them against a cluster. [`StorageExt`] adds JSON,
+//! [encryption](EncryptedStorage) and [blobs](Blobs) to any storage, [`PubSubExt`] JSON, handlers and
+//! [encryption](EncryptedPubSub) to any pub/sub; [`Lock`] and [`Election`] are built on [`Registers`]. Inside, `call` retries one operation, `writer` and `session` make SQL writes
+//! exactly-once, `nodes` chooses whom to ask, `storage::routes` knows which of them hold a key, `pubsub::session` is
+//! what a client says to the node that its messages go through, `refresh` keeps what is known fresh. Nothing but `host` knows what carries the bytes: a client runs
 //! unchanged over any [`transport::Network`].
 
 mod address;
@@ -84,6 +93,7 @@ mod host;
 pub mod memory;
 mod network_info;
 mod nodes;
+mod pubsub;
 mod refresh;
 mod registers;
 mod result;
@@ -108,6 +118,15 @@ pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,
 };
+pub use pubsub::batch::{MessageBatch, Outgoing};
+pub use pubsub::encrypted::EncryptedPubSub;
+pub use pubsub::extension::PubSubExt;
+pub use pubsub::handler::HandledSubscription;
+pub use pubsub::message::{Headers, Message, Messages, SubscriptionBatch, SubscriptionEvent};
+pub use pubsub::presence::{Member as PresentMember, Presence, PresenceEvent, PresenceWatch};
+pub use pubsub::remote::RemotePubSub;
+pub use pubsub::subscription::Subscription;
+pub use pubsub::{Acknowledge, MESSAGE_BYTES_MAX, Overflow, PubSub, SubscribeOptions, TopicInfo};
 pub use registers::{
     Conflict, Counter, Election, Leader, Leadership, Lease, LeaseId, LeaseInfo, LeaseListOptions, LeasePage,
     Lock, LockGuard, Observer, Register, RegisterEvent, RegisterListOptions, RegisterPage,

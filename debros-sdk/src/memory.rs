@@ -4,7 +4,7 @@
 //! consistency is linearizable, because there is one copy.
 //!
 //! SQLite in memory never waits for a disk: statements run where they are called. The storage is
-//! `storage`, a map.
+//! `storage`, a map; pub/sub is `pubsub`, mailboxes.
 
 mod storage;
 
@@ -20,6 +20,7 @@ use debros_sqlite::{
 };
 use tokio::time::Instant;
 
+mod pubsub;
 mod registers;
 
 use crate::address;
@@ -33,9 +34,12 @@ use crate::statement::{Parameters, Statement, too_large};
 use crate::value::Value;
 use registers::Remembered;
 
+pub use pubsub::MemoryPubSub;
 pub use registers::MemoryRegisters;
-
 pub use storage::MemoryStorage;
+
+/// The one node that there is, where a node has a number.
+const MEMORY_NODE_ID: u64 = 1;
 
 /// A database in memory; clones share it. It goes with its last clone.
 #[derive(Clone)]

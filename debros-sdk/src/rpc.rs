@@ -5,9 +5,11 @@ use debros_net::calls::CallFrames;
 use debros_proto::v1;
 use debros_proto::v1::cluster_client::ClusterClient;
 use debros_proto::v1::database_client::DatabaseClient;
+use debros_proto::v1::pub_sub_client::PubSubClient;
 use debros_proto::v1::registers_client::RegistersClient;
 use debros_proto::v1::storage_client::StorageClient;
 use debros_proto::{ErrorCode, Failure, limits};
+use futures::stream::Stream;
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
@@ -31,6 +33,24 @@ fn storage(channel: Channel) -> StorageClient<Channel> {
     StorageClient::new(channel)
         .max_encoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
         .max_decoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
+}
+
+fn pubsub(channel: Channel) -> PubSubClient<Channel> {
+    PubSubClient::new(channel)
+        .max_encoding_message_size(limits::PUBSUB_FRAME_BYTES_MAX)
+        .max_decoding_message_size(limits::PUBSUB_FRAME_BYTES_MAX)
+}
+
+/// Begins a session of pub/sub; it counts as begun when the node has said that it is.
+pub(crate) async fn session(
+    channel: Channel,
+    calls: impl Stream<Item = v1::SessionCall> + Send + 'static,
+) -> Result<(Streaming<v1::SessionEvent>, v1::Attached), Status> {
+    let mut events = pubsub(channel).session(calls).await?.into_inner();
+    match events.message().await?.and_then(|event| event.event) {
+        Some(v1::session_event::Event::Attached(attached)) => Ok((events, attached)),
+        _ => Err(Failure::new(ErrorCode::Unavailable, "the session ended before it began").into()),
+    }
 }
 
 /// Opens a stream of storage calls; it serves many operations.
@@ -115,5 +135,7 @@ calls! {
     cluster: disconnect_peer(DisconnectPeerRequest) -> DisconnectPeerResponse;
     cluster: leave(LeaveRequest) -> LeaveResponse;
     cluster: initialise(InitialiseRequest) -> InitialiseResponse;
+    pubsub: topics(TopicsRequest) -> TopicsResponse;
+    pubsub: present(PresentRequest) -> PresentResponse;
     storage: layout(LayoutRequest) -> LayoutResponse;
 }

@@ -18,6 +18,7 @@ use crate::call::{Plan, Target};
 use crate::database::Consistency;
 use crate::error::{Error, ErrorKind};
 use crate::nodes::Nodes;
+use crate::pubsub::session::Session;
 use crate::storage::routes::Routes;
 use crate::writer::Writer;
 
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     nodes: Mutex<Nodes>,
     writers: Mutex<HashMap<DatabaseName, Arc<Writer>>>,
     storage: Routes,
+    pubsub: Arc<Session>,
     /// Raised only by a node's refusal: a client places nothing, so it needs no map of its own.
     epoch: AtomicU64,
     refresh_wanted: Notify,
@@ -50,6 +52,7 @@ impl Shared {
             namespace,
             settings,
             storage: Routes::new(channels.clone()),
+            pubsub: Session::new(),
             channels,
             nodes: Mutex::default(),
             writers: Mutex::default(),
@@ -96,6 +99,10 @@ impl Shared {
 
     pub(crate) fn storage(&self) -> &Routes {
         &self.storage
+    }
+
+    pub(crate) fn pubsub(&self) -> &Arc<Session> {
+        &self.pubsub
     }
 
     pub(crate) fn epoch(&self) -> u64 {

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
-use debros_sdk::memory::{MemoryDatabase, MemoryNetwork, MemoryRegisters, MemoryStorage};
-use debros_sdk::{Database, ErrorKind, Health, NetworkInfo, Registers, conformance, params};
+use debros_sdk::memory::{MemoryDatabase, MemoryNetwork, MemoryPubSub, MemoryRegisters, MemoryStorage};
+use debros_sdk::{
+    Database, ErrorKind, Health, NetworkInfo, PubSub, Registers, SubscriptionEvent, conformance, params,
+};
 
 #[tokio::test]
 async fn a_database_in_memory_conforms() {
@@ -14,6 +16,22 @@ async fn a_database_in_memory_conforms() {
 #[tokio::test]
 async fn a_storage_in_memory_conforms() {
     conformance::storage(&MemoryStorage::new()).await;
+}
+
+#[tokio::test]
+async fn pubsub_in_memory_conforms() {
+    conformance::pubsub(Arc::new(MemoryPubSub::new())).await;
+}
+
+#[tokio::test]
+async fn a_subscription_in_memory_ends_with_what_it_belongs_to() {
+    let pubsub = MemoryPubSub::new();
+    let mut subscription = pubsub.subscribe("a").await.unwrap();
+    pubsub.publish("a", b"last").await.unwrap();
+    drop(pubsub);
+    let last = subscription.next().await.unwrap().unwrap();
+    assert!(matches!(last, SubscriptionEvent::Message(message) if message.payload() == b"last"));
+    assert!(subscription.next().await.is_none());
 }
 
 #[tokio::test]

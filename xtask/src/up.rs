@@ -3,6 +3,7 @@
 
 mod database;
 mod leader;
+mod pubsub;
 mod storage;
 mod voice;
 
@@ -94,6 +95,7 @@ fn demonstrate(layout: Layout, once: bool, voice: Voice) -> Result<()> {
 async fn play(stage: &mut Stage) -> Result<()> {
     database::play(stage).await?;
     storage::play(stage).await?;
+    pubsub::play(stage).await?;
     leader::play(stage).await
 }
 
@@ -133,4 +135,5 @@ fn show_addresses(stage: &Stage) {
     let debros = format!("cargo run -q -p debros-cli -- -b {address} -n {APPLICATION}");
     stage.voice.line(&format!("try it: {debros} query 'SELECT count(*) FROM notes'"));
     stage.voice.line(&format!("        {debros} storage list --values"));
+    stage.voice.line(&format!("        {debros} pubsub subscribe 'ships.>'"));
 }

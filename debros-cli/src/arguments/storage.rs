@@ -188,7 +188,7 @@ enum AskedQuorum {
 }
 
 /// Reads `500ms`, `10s`, `2m`, `12h`, `30d`; a bare number is seconds.
-fn ttl(text: &str) -> Result<Duration, String> {
+pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
     const SHAPE: &str = "use a number with ms, s, m, h or d, such as 10s or 12h";
     let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

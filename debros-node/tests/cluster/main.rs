@@ -14,6 +14,7 @@ mod leaving;
 mod membership;
 mod messenger;
 mod pubsub;
+mod pubsub_clients;
 mod pubsub_failures;
 mod quarantine;
 mod registers;

@@ -13,6 +13,7 @@ use futures::stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::MEMORY_NODE_ID;
 use crate::error::Error;
 use crate::storage::checked;
 use crate::storage::watch::{Told, Watch};
@@ -20,9 +21,6 @@ use crate::storage::{
     Cursor, DeleteOptions, Entry, GetOptions, ListOptions, Page, PutOptions, ResumeToken, Storage, Version,
     WatchEvent, WatchOptions,
 };
-
-/// The one node there is.
-const MEMORY_NODE: u64 = 1;
 
 /// A key-value storage in memory; clones share it. It goes with its last clone.
 #[derive(Clone)]
@@ -111,7 +109,7 @@ impl State {
 
     fn version(&mut self) -> Version {
         self.clock = (self.clock + 1).max(self.now_ms() << 16);
-        Version { clock: self.clock, node: MEMORY_NODE }
+        Version { clock: self.clock, node: MEMORY_NODE_ID }
     }
 
     fn remove(&mut self, key: &str) -> Option<Stored> {

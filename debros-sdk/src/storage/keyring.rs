@@ -1,13 +1,13 @@
-//! Keys, and what one encrypted value looks like. Knows no storage.
+//! Keys, and what one encrypted value or payload looks like. Knows no storage and no pub/sub.
 //!
 //! ```text
-//! 1 byte   format, 1
+//! 1 byte   format: 1 for a stored value, 2 for a message's payload
 //! 4 bytes  id of the key, big-endian
 //! 24 bytes nonce, random
 //! ...      the value in XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03), then its 16-byte tag
 //! ```
 //!
-//! Invariant: the header, the namespace and the storage key are authenticated with the value, so that a
+//! Invariant: the header, the namespace and the storage key or topic are authenticated with the value, so that a
 //! value that was copied under another key does not open there.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,41 @@ use zeroize::Zeroizing;
 use crate::error::{Error, ErrorKind};
 use crate::statement::too_large;
 
-const FORMAT: u8 = 1;
+/// What was encrypted. One does not open as the other, though they share keys and names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sealed {
+    /// A stored value, under its storage key.
+    Value,
+    /// A message's payload, under its topic.
+    Message,
+}
+
+impl Sealed {
+    fn format(self) -> u8 {
+        match self {
+            Self::Value => 1,
+            Self::Message => 2,
+        }
+    }
+
+    /// How it is called where it does not open.
+    fn told(self, name: &str) -> String {
+        match self {
+            Self::Value => format!("the value under {name:?}"),
+            Self::Message => format!("a message of {name:?}"),
+        }
+    }
+
+    fn limit(self) -> (&'static str, usize) {
+        match self {
+            Self::Value => {
+                ("STORAGE_VALUE_BYTES_MAX, less what encryption adds,", limits::STORAGE_VALUE_BYTES_MAX)
+            }
+            Self::Message => ("MESSAGE_BYTES_MAX, less what encryption adds,", limits::MESSAGE_BYTES_MAX),
+        }
+    }
+}
+
 const HEADER_BYTES: usize = 5;
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
@@ -92,12 +126,23 @@ impl Keyring {
 
     /// Encrypts a value for a storage key.
     pub(crate) fn seal(&self, namespace: &str, key: &str, value: &[u8]) -> Result<Bytes, Error> {
-        let room = limits::STORAGE_VALUE_BYTES_MAX - ADDED_BYTES;
+        self.seal_as(Sealed::Value, namespace, key, value)
+    }
+
+    /// Encrypts something under its name.
+    pub(crate) fn seal_as(
+        &self,
+        what: Sealed,
+        namespace: &str,
+        key: &str,
+        value: &[u8],
+    ) -> Result<Bytes, Error> {
+        let (name, max) = what.limit();
+        let room = max - ADDED_BYTES;
         if value.len() > room {
-            let name = "STORAGE_VALUE_BYTES_MAX, less what encryption adds,";
             return Err(too_large(name, room, value.len()));
         }
-        let header = header(self.current);
+        let header = header(what, self.current);
         let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
         let associated = associated(&header, namespace, key);
         let sealed = self.ciphers[&self.current].encrypt(&nonce, Payload { msg: value, aad: &associated });
@@ -107,18 +152,30 @@ impl Keyring {
 
     /// Decrypts a value that is stored under a storage key.
     pub(crate) fn open(&self, namespace: &str, key: &str, sealed: &[u8]) -> Result<Bytes, Error> {
-        let id = key_id(key, sealed)?;
+        self.open_as(Sealed::Value, namespace, key, sealed)
+    }
+
+    /// Decrypts something under its name.
+    pub(crate) fn open_as(
+        &self,
+        what: Sealed,
+        namespace: &str,
+        key: &str,
+        sealed: &[u8],
+    ) -> Result<Bytes, Error> {
+        let id = key_id(what, key, sealed)?;
         let Some(cipher) = self.ciphers.get(&id) else {
-            let message =
-                format!("the value under {key:?} is encrypted with key {id}; add it to the keyring");
+            let told = what.told(key);
+            let message = format!("{told} is encrypted with key {id}; add it to the keyring");
             return Err(Error::new(ErrorKind::UnknownKey, message));
         };
         let (nonce, sealed) = sealed[HEADER_BYTES..].split_at(NONCE_BYTES);
-        let associated = associated(&header(id), namespace, key);
+        let associated = associated(&header(what, id), namespace, key);
         let opened = cipher.decrypt(XNonce::from_slice(nonce), Payload { msg: sealed, aad: &associated });
         opened.map(Bytes::from).map_err(|_| {
+            let told = what.told(key);
             let message = format!(
-                "the value under {key:?} was changed, or copied from elsewhere, or key {id} is another one than it was"
+                "{told} was changed, or copied from elsewhere, or key {id} is another one than it was"
             );
             Error::new(ErrorKind::Corrupt, message)
         })
@@ -126,7 +183,7 @@ impl Keyring {
 
     /// Whether a value is encrypted with the current key.
     pub(crate) fn is_current(&self, key: &str, sealed: &[u8]) -> Result<bool, Error> {
-        Ok(key_id(key, sealed)? == self.current)
+        Ok(key_id(Sealed::Value, key, sealed)? == self.current)
     }
 }
 
@@ -141,9 +198,9 @@ fn cipher(key: &EncryptionKey) -> XChaCha20Poly1305 {
     XChaCha20Poly1305::new(key.as_bytes().into())
 }
 
-fn header(id: u32) -> [u8; HEADER_BYTES] {
+fn header(what: Sealed, id: u32) -> [u8; HEADER_BYTES] {
     let [a, b, c, d] = id.to_be_bytes();
-    [FORMAT, a, b, c, d]
+    [what.format(), a, b, c, d]
 }
 
 /// The header, then the namespace with its length before it, so that no other pair gives the same bytes.
@@ -152,13 +209,15 @@ fn associated(header: &[u8], namespace: &str, key: &str) -> Vec<u8> {
     [header, &[length], namespace.as_bytes(), key.as_bytes()].concat()
 }
 
-fn key_id(key: &str, sealed: &[u8]) -> Result<u32, Error> {
+fn key_id(what: Sealed, key: &str, sealed: &[u8]) -> Result<u32, Error> {
     match sealed.split_first_chunk::<HEADER_BYTES>() {
-        Some(([FORMAT, a, b, c, d], rest)) if rest.len() >= NONCE_BYTES + TAG_BYTES => {
+        Some(([format, a, b, c, d], rest))
+            if *format == what.format() && rest.len() >= NONCE_BYTES + TAG_BYTES =>
+        {
             Ok(u32::from_be_bytes([*a, *b, *c, *d]))
         }
         _ => {
-            let message = format!("the value under {key:?} is not encrypted, or by a newer version");
+            let message = format!("{} is not encrypted, or by a newer version", what.told(key));
             Err(Error::new(ErrorKind::Corrupt, message))
         }
     }
@@ -166,7 +225,7 @@ fn key_id(key: &str, sealed: &[u8]) -> Result<u32, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ADDED_BYTES, EncryptionKey, Keyring};
+    use super::{ADDED_BYTES, EncryptionKey, Keyring, Sealed};
     use crate::error::ErrorKind;
 
     #[test]
@@ -190,6 +249,17 @@ mod tests {
         for length in 0..sealed.len() {
             assert_eq!(keys.open("app", "key", &sealed[..length]).unwrap_err().kind(), ErrorKind::Corrupt);
         }
+    }
+
+    #[test]
+    fn a_message_does_not_open_as_a_stored_value_of_the_same_name() {
+        let keys = Keyring::new(1, &EncryptionKey::generate());
+        let sealed = keys.seal_as(Sealed::Message, "app", "name", b"words").unwrap();
+        assert_eq!(keys.open_as(Sealed::Message, "app", "name", &sealed).unwrap(), "words");
+        assert_eq!(keys.open("app", "name", &sealed).unwrap_err().kind(), ErrorKind::Corrupt);
+        let mut disguised = sealed.to_vec();
+        disguised[0] = 1;
+        assert_eq!(keys.open("app", "name", &disguised).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The last act: the leader is killed while writes go on. Shows how long they were away, that nothing acknowledged is
-//! lost, that the storage goes on, and that the killed node catches up with both when it is started again.
+//! lost, that the storage and a subscriber go on, and that the killed node catches up with both when it is started again.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::database::{COUNT, INSERT, LATEST};
 use super::voice::in_words;
-use super::{APPLICATION, Stage, storage};
+use super::{APPLICATION, Stage, pubsub, storage};
 use crate::{membership, outage};
 
 /// A follower applies what the leader acknowledged within a heartbeat or two.
@@ -24,6 +24,7 @@ pub(super) async fn play(stage: &mut Stage) -> Result<()> {
     stage.voice.headline(&format!("{name} leads; kill -9 while a client writes"));
     let database = stage.client.database();
     let before = count(&stage.client).await?;
+    let listening = pubsub::Listening::at(stage, leader).await?;
     let write = async || {
         database.execute(INSERT, params!["written", "the client"]).await.context("a write failed")?;
         Ok(())
@@ -45,6 +46,7 @@ pub(super) async fn play(stage: &mut Stage) -> Result<()> {
     ));
     read_from_a_follower(stage, after).await?;
     storage::go_on_without(stage, &name).await?;
+    listening.goes_on(stage, &name).await?;
     bring_back(stage, leader, after).await?;
     storage::converges(stage, &name).await
 }
