@@ -8,6 +8,7 @@ mod etcd;
 mod form;
 mod kv;
 mod load;
+mod pubsub;
 mod sql;
 mod turns;
 
@@ -35,6 +36,9 @@ pub(crate) enum Bench {
     Sql(sql::SqlOptions),
     /// The key-value storage: puts, reads and listings.
     Kv(kv::KvOptions),
+    /// Pub/sub: messages across nodes, to many subscribers, with wildcards, and requests.
+    #[command(name = "pubsub")]
+    PubSub(pubsub::PubSubOptions),
 }
 
 /// What every benchmark understands.
@@ -133,6 +137,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         match bench {
             Bench::Sql(options) => sql::run(options).await,
             Bench::Kv(options) => kv::run(options).await,
+            Bench::PubSub(options) => pubsub::run(options).await,
         }
     })
 }
@@ -157,6 +162,8 @@ mod tests {
             "sql --seconds 0.5 --clients 1,8 --works insert,stale_read --json x",
             "kv",
             "kv --against etcd,nats-kv --works put_fsync,put_relaxed,get_r1,get_r2,list_100",
+            "pubsub --against nats --works across_128b,across_1kib,fanout_1_to_8,four_to_four",
+            "pubsub --works request_reply,delivery_1000,wildcards_1,wildcards_10k",
         ] {
             assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
         }
@@ -167,6 +174,7 @@ mod tests {
             "sql --against nats-kv",
             "sql --works sorting",
             "kv --works sorting",
+            "pubsub --against etcd",
         ] {
             assert!(Line::try_parse_from(format!("bench {bad}").split(' ')).is_err(), "{bad}");
         }
