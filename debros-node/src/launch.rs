@@ -22,6 +22,7 @@ use crate::http::{self, Listen, ListenError, TlsFiles};
 use crate::kv::{KvOptions, StoreOptions};
 use crate::metrics;
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
+use crate::pubsub::PubSubOptions;
 use crate::raft::{RaftOptions, log};
 
 /// Why a node cannot be launched. Each says what to do.
@@ -244,6 +245,7 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
         },
         log: log::Options::default(),
         kv: kv_options(&config.storage),
+        pubsub: PubSubOptions::default(),
     })
 }
 

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
 use crate::http::HttpMetrics;
 use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
-use crate::pubsub::{PubSubMetrics, PubSubSlot, RoutingService};
+use crate::pubsub::{PubSubMetrics, PubSubOptions, PubSubSlot, RoutingService};
 use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
@@ -94,6 +94,8 @@ pub struct Settings {
     pub log: log::Options,
     /// The key-value storage.
     pub kv: KvOptions,
+    /// Pub/sub.
+    pub pubsub: PubSubOptions,
 }
 
 /// Why a node cannot start.
@@ -490,7 +492,8 @@ impl Core {
         };
         let (told, entered) = watch::channel(None);
         let (tracker, stop) = (&self.tracker, &self.stop);
-        tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, settings.kv, told));
+        let engines = (settings.kv, settings.pubsub);
+        tracker.spawn(self.clone().enter(entry, discovery.clone(), settings.reconcile, engines, told));
         let standing = Standing {
             cluster: self.cluster.clone(),
             kv: self.kv.clone(),

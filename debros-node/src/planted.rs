@@ -25,6 +25,18 @@ pub enum Bug {
     HintCountsTowardsQuorum,
     /// A replica takes writes of a coordinator that knows an older layout.
     OldLayoutAccepted,
+    /// A link that broke goes on behind what was sent, whatever of it arrived.
+    GapNotAskedFor,
+    /// A subscription that comes from another node begins anew.
+    CursorIgnored,
+    /// A publisher's numbers are taken for new whatever came before.
+    RepeatedNumbersTaken,
+    /// Interest counts as heeded once it was sent, before the other node has stored it.
+    InterestAcknowledgedEarly,
+    /// A queue that overflows does not say so.
+    LaggedSwallowed,
+    /// What a ring is asked for is given whatever its namespace.
+    NamespacesNotCompared,
 }
 
 pub(crate) use switch::is_planted;

@@ -63,6 +63,27 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
 /// The last messages reach the other nodes within this time when the node stops.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How much the engine remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct PubSubOptions {
+    /// See [`limits::RING_BYTES_MAX`].
+    pub ring_bytes: usize,
+    /// See [`limits::RING_LIFE`].
+    pub ring_life: Duration,
+    /// See [`limits::SUBSCRIPTION_QUEUE_BYTES`].
+    pub queue_bytes: usize,
+}
+
+impl Default for PubSubOptions {
+    fn default() -> Self {
+        Self {
+            ring_bytes: limits::RING_BYTES_MAX,
+            ring_life: limits::RING_LIFE,
+            queue_bytes: limits::SUBSCRIPTION_QUEUE_BYTES,
+        }
+    }
+}
+
 /// What the engine is made of.
 pub struct PubSubParts {
     /// This node.
@@ -75,6 +96,8 @@ pub struct PubSubParts {
     pub tracker: TaskTracker,
     /// What it counts.
     pub metrics: PubSubMetrics,
+    /// How much it remembers.
+    pub options: PubSubOptions,
     /// When sessions of clients end.
     pub stop_sessions: CancellationToken,
     /// When to stop.
@@ -126,11 +149,12 @@ pub struct Client {
 impl PubSub {
     /// Starts the engine.
     pub fn start(parts: PubSubParts) -> Self {
-        let PubSubParts { node, cluster_id, channels, tracker, metrics, stop_sessions, stop } = parts;
+        let PubSubParts { node, cluster_id, channels, tracker, metrics, options, stop_sessions, stop } =
+            parts;
         // 0 is for none.
         let incarnation = rand::random::<u64>().max(1);
         let shared = Arc::new(Shared {
-            router: Mutex::new(Router::new(node, incarnation, cluster_id, metrics.clone())),
+            router: Mutex::new(Router::new(node, incarnation, cluster_id, metrics.clone(), options)),
             channels,
             tracker: tracker.clone(),
             metrics,

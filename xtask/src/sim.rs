@@ -16,11 +16,13 @@ pub(crate) enum Simulation {
     Registers(Seeds),
     /// Nodes that join and leave, and clients of the key-value storage, under faults.
     Kv(Seeds),
+    /// Publishers and subscribers that come and go, at nodes that join, leave, die and lose packets.
+    Pubsub(Seeds),
     /// The same with one bug planted after the other: each must be caught.
     Planted {
         #[command(flatten)]
         seeds: Seeds,
-        /// Only the bugs that this scenario has to catch: `sql`, `registers` or `kv`.
+        /// Only the bugs that this scenario has to catch: `sql`, `registers`, `kv` or `pubsub`.
         #[arg(long)]
         scenario: Option<String>,
     },
@@ -60,6 +62,7 @@ pub(crate) fn simulate(simulation: &Simulation) -> Result<()> {
         Simulation::Sql(seeds) => ("sql", Some(seeds)),
         Simulation::Registers(seeds) => ("registers", Some(seeds)),
         Simulation::Kv(seeds) => ("kv", Some(seeds)),
+        Simulation::Pubsub(seeds) => ("pubsub", Some(seeds)),
         Simulation::Planted { seeds, .. } => ("planted", Some(seeds)),
         Simulation::Scale => ("scale", None),
         Simulation::Mesh { .. } => ("mesh", None),

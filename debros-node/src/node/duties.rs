@@ -16,7 +16,7 @@ use crate::cluster::{
     self, Cluster, EnterError, Entry, Identity, ReconcileOptions, Reconciler, Registration,
 };
 use crate::kv::{self, Kv, KvOptions, KvParts};
-use crate::pubsub::{PubSub, PubSubParts};
+use crate::pubsub::{PubSub, PubSubOptions, PubSubParts};
 
 /// A member that is gone holds up writes for no longer than this.
 const DISKS_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ impl Core {
         entry: Entry,
         discovery: Discovery,
         options: ReconcileOptions,
-        kv: KvOptions,
+        (kv, pubsub): (KvOptions, PubSubOptions),
         told: watch::Sender<Option<Arc<EnterError>>>,
     ) {
         let peers = move || {
@@ -49,7 +49,7 @@ impl Core {
             Ok(cluster) => {
                 self.cluster.fill(cluster.clone());
                 self.start_storage(&cluster, kv);
-                self.start_pubsub(&cluster);
+                self.start_pubsub(&cluster, pubsub);
                 self.tracker.spawn(Reconciler::new(cluster, options).run(self.stop.clone()));
             }
             Err(error) => drop(told.send_replace(Some(Arc::new(error)))),
@@ -92,13 +92,14 @@ impl Core {
     }
 
     /// Starts pub/sub, and keeps it told of who the members are.
-    fn start_pubsub(&self, cluster: &Cluster) {
+    fn start_pubsub(&self, cluster: &Cluster, options: PubSubOptions) {
         let pubsub = PubSub::start(PubSubParts {
             node: cluster.node(),
             cluster_id: cluster.id().to_string(),
             channels: self.channels.clone(),
             tracker: self.tracker.clone(),
             metrics: self.pubsub_metrics.clone(),
+            options,
             stop_sessions: self.stop_clients.clone(),
             stop: self.stop.clone(),
         });

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use debros_proto::coverage::Coverage;
 use debros_proto::packed::{Run, Runs};
 use debros_proto::{NodeId, v1};
 use debros_topics::Pattern;
@@ -20,6 +21,7 @@ use super::publish::tell_here;
 use super::queue::Queue;
 use super::router::Router;
 use super::space::{Chosen, Remote};
+use crate::planted::{Bug, is_planted};
 
 /// Why a stream of another node is not read on.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +161,11 @@ impl Router {
             return Err(Broken::Damaged);
         }
         if group.is_empty() {
-            let told = space.publisher(head.publisher).coverage.tell(head.base, head.first, last);
+            let coverage = &mut space.publisher(head.publisher).coverage;
+            if is_planted(Bug::RepeatedNumbersTaken) {
+                *coverage = Coverage::new();
+            }
+            let told = coverage.tell(head.base, head.first, last);
             return tell_here(&told, &plan, head, messages, pressed).map_err(|_| Broken::Damaged);
         }
         let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);

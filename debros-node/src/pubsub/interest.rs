@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use debros_proto::v1;
+use debros_proto::{limits, v1};
 use debros_topics::Pattern;
+use prost::Message;
 use siphasher::sip::SipHasher13;
 use v1::interest_change::About;
 
 /// Changes that are remembered for nodes that lag; past it they are told everything.
 const CHANGES_KEPT_MAX: usize = 16_384;
-/// Changes of one frame.
+/// Changes of one frame, which is not larger than one of messages either.
 const CHANGES_PER_FRAME: usize = 512;
 
 /// A pattern of a namespace, for subscriptions of their own or for a queue group.
@@ -146,6 +147,28 @@ pub(super) fn present_change(namespace: &str, member: &v1::PresentMember, left: 
     v1::InterestChange { namespace: namespace.to_owned(), about: Some(about) }
 }
 
+fn in_frames(changes: Vec<v1::InterestChange>) -> VecDeque<v1::InterestChanges> {
+    let mut frames: VecDeque<v1::InterestChanges> = VecDeque::new();
+    let mut bytes = 0;
+    for change in changes {
+        let length = change.encoded_len();
+        match frames.back_mut() {
+            Some(frame)
+                if frame.changes.len() < CHANGES_PER_FRAME
+                    && bytes + length <= limits::PUBSUB_FRAME_BYTES =>
+            {
+                frame.changes.push(change);
+                bytes += length;
+            }
+            _ => {
+                frames.push_back(v1::InterestChanges { reset: false, changes: vec![change], version: 0 });
+                bytes = length;
+            }
+        }
+    }
+    frames
+}
+
 /// This node's interest, and what changed of late.
 pub(super) struct Own {
     pub(super) interest: Interest,
@@ -221,10 +244,7 @@ impl Own {
             }
             None => self.interest.all(),
         };
-        let mut frames: VecDeque<v1::InterestChanges> = changes
-            .chunks(CHANGES_PER_FRAME)
-            .map(|changes| v1::InterestChanges { reset: false, changes: changes.to_vec(), version: 0 })
-            .collect();
+        let mut frames = in_frames(changes);
         if known.is_none() {
             if frames.is_empty() {
                 frames.push_back(v1::InterestChanges::default());

@@ -15,6 +15,7 @@ use super::ring::{Entry, Ring};
 use super::router::Router;
 use super::space::head_of;
 use super::subscriptions::matching;
+use crate::planted::{Bug, is_planted};
 
 /// Entries of the ring that are looked at without letting others have the lock.
 const LOOKS_MAX: usize = 4096;
@@ -76,6 +77,9 @@ impl Router {
             peer.out.interest = Some(self.own.version());
         }
         if let Some(interest) = peer.out.changes.pop_front() {
+            if is_planted(Bug::InterestAcknowledgedEarly) {
+                peer.out.progress.send_modify(|progress| progress.heeds = interest.version);
+            }
             return frame(v1::LinkFrame { interest: Some(interest), ..Default::default() });
         }
         if !peer.out.stands {
@@ -161,7 +165,8 @@ impl Router {
     fn stand(&mut self, node: NodeId, received: u64) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let out = &mut peer.out;
-        out.cursor = received.max(out.since).min(self.ring.last());
+        let from = if is_planted(Bug::GapNotAskedFor) { out.cursor.max(received) } else { received };
+        out.cursor = from.max(out.since).min(self.ring.last());
         out.offset = self.ring.offset_at(out.cursor);
         out.part = (0, 0);
         for (namespace, last) in std::mem::take(&mut out.unconfirmed) {
@@ -180,13 +185,14 @@ impl Router {
     /// The other node's process is this incarnation. What was for another one is void.
     pub(super) fn meet(&mut self, node: NodeId, incarnation: u64) {
         let last = self.ring.last();
-        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(peer) = self.peers.get(&node) else { return };
         if peer.back.incarnation == incarnation {
             return;
         }
-        let is_successor = peer.back.incarnation != 0;
-        if !peer.back.given_up {
-            self.mourn(node);
+        // Also when it was given up before: it may have lived on and taken messages in.
+        if peer.back.incarnation != 0 {
+            let given_up = peer.back.given_up;
+            self.mourn(node, given_up);
         }
         self.bury(node, incarnation);
         self.replace_interest(node, super::interest::Interest::default());
@@ -197,7 +203,7 @@ impl Router {
         peer.out.progress.send_modify(|progress| progress.received = 0);
         let back = &mut peer.back;
         (back.incarnation, back.received, back.version) = (incarnation, 0, 0);
-        (back.goodbye, back.given_up, back.is_successor) = (None, false, is_successor);
+        (back.goodbye, back.given_up, back.is_new) = (None, false, true);
         back.gathering = None;
     }
 
@@ -232,8 +238,10 @@ impl Router {
             if unaware.heeds > version {
                 return unaware.queue.strong_count() > 0;
             }
-            let known = if unaware.incarnation == incarnation { unaware.received } else { 0 };
-            if heeded_from > known
+            // A former incarnation never heeded it, whatever it published.
+            let (is_same, is_first) = (unaware.incarnation == incarnation, unaware.incarnation == 0);
+            let known = if is_same { unaware.received } else { 0 };
+            if (heeded_from > known || !is_same && !is_first)
                 && let Some(queue) = unaware.queue.upgrade()
             {
                 queue.lag(None);
@@ -241,7 +249,7 @@ impl Router {
             false
         });
         peer.ask();
-        if std::mem::take(&mut peer.back.is_successor) && heeded_from > 0 {
+        if std::mem::take(&mut peer.back.is_new) && heeded_from > 0 {
             self.lag(None);
         }
     }
@@ -355,7 +363,7 @@ impl Replay {
                 break;
             }
             looked += 1;
-            if entry.namespace == self.namespace {
+            if entry.namespace == self.namespace || is_planted(Bug::NamespacesNotCompared) {
                 for (range, index, count) in matching(entry, &self.pattern, self.after) {
                     let head = head_of(&entry.head, index, count);
                     packed::put_run(&mut runs, &head, b"", b"", &entry.messages[range]);

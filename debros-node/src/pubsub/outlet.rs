@@ -29,6 +29,8 @@ pub(super) struct Outlet {
     waker: AtomicWaker,
     /// Bytes in the queues of the session.
     waiting: AtomicUsize,
+    /// What one of its queues may hold.
+    queue_bytes: usize,
     /// Bytes in all queues of the node.
     waiting_in_all: Arc<AtomicUsize>,
     /// Cancelled when nobody listens any more, or the session is to end.
@@ -46,11 +48,12 @@ struct State {
 
 impl Outlet {
     /// Nothing to send yet.
-    pub(super) fn new(waiting_in_all: Arc<AtomicUsize>) -> Arc<Self> {
+    pub(super) fn new(queue_bytes: usize, waiting_in_all: Arc<AtomicUsize>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             waker: AtomicWaker::new(),
             waiting: AtomicUsize::new(0),
+            queue_bytes,
             waiting_in_all,
             ended: CancellationToken::new(),
         })
@@ -85,8 +88,8 @@ impl Outlet {
         let session = self.waiting.fetch_add(added, Relaxed) + added;
         let all = self.waiting_in_all.fetch_add(added, Relaxed) + added;
         match session > limits::SESSION_QUEUES_BYTES || all > limits::NODE_QUEUES_BYTES {
-            true => limits::SUBSCRIPTION_QUEUE_BYTES_ASSURED,
-            false => limits::SUBSCRIPTION_QUEUE_BYTES,
+            true => limits::SUBSCRIPTION_QUEUE_BYTES_ASSURED.min(self.queue_bytes),
+            false => self.queue_bytes,
         }
     }
 

@@ -91,9 +91,8 @@ pub(super) struct Inbound {
     pub(super) interest: Interest,
     /// The version of that.
     pub(super) version: u64,
-    /// This incarnation took the place of another one, and has not said yet from when on it heeds this node's
-    /// interest.
-    pub(super) is_successor: bool,
+    /// This incarnation has not said yet from when on it heeds this node's interest.
+    pub(super) is_new: bool,
     /// All of it, as far as it has come.
     pub(super) gathering: Option<Vec<v1::InterestChange>>,
     /// It has stopped in order, with this sequence as its last.
@@ -174,7 +173,7 @@ impl Peer {
                 received: 0,
                 interest: Interest::default(),
                 version: 0,
-                is_successor: false,
+                is_new: false,
                 gathering: None,
                 goodbye: None,
                 former: None,

@@ -10,6 +10,17 @@ use v1::session_event::Event;
 use super::outlet::Outlet;
 use super::router::Router;
 
+/// Members of one event to somebody who begins to watch: however large they are, it fits a frame.
+const MEMBERS_PER_EVENT: usize = 256;
+const _: () = assert!(
+    MEMBERS_PER_EVENT
+        * (limits::PRESENCE_DATA_BYTES_MAX
+            + limits::PRESENCE_MEMBER_BYTES_MAX
+            + limits::TOPIC_BYTES_MAX
+            + 128)
+        <= limits::PUBSUB_FRAME_BYTES_MAX
+);
+
 /// A session that watches who enters and leaves.
 pub(super) struct Watch {
     pub(super) outlet: Arc<Outlet>,
@@ -118,10 +129,18 @@ impl Router {
         if count > max {
             return Err(Failure::limit("PRESENCE_WATCHES_PER_SESSION_MAX", max, count));
         }
-        let here = self.present(&namespace, &pattern).into_iter();
-        let events = here.map(|member| v1::PresenceEvent { left: false, member: Some(member) }).collect();
+        let here = self.present(&namespace, &pattern);
         outlet.tell(Event::Subscribed(v1::Subscribed { subscription: number, ..Default::default() }));
-        outlet.tell(Event::Presence(v1::PresenceEvents { subscription: number, events }));
+        let mut members = here.chunks(MEMBERS_PER_EVENT);
+        // The first one also says that nobody is here.
+        let mut next = Some(members.next().unwrap_or_default());
+        while let Some(some) = next {
+            let entered =
+                |member: &v1::PresentMember| v1::PresenceEvent { left: false, member: Some(member.clone()) };
+            let events = some.iter().map(entered).collect();
+            outlet.tell(Event::Presence(v1::PresenceEvents { subscription: number, events }));
+            next = members.next();
+        }
         self.watches.push(Watch { outlet, subscription: number, namespace, pattern });
         Ok(())
     }

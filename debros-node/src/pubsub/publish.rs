@@ -145,15 +145,18 @@ impl Router {
     /// Gives a message of a queue group to another member than those of the node that had none.
     pub(super) fn reroute(&mut self, node: NodeId, bounced: &v1::Bounced) {
         let Some(entry) = self.ring.entry_of(bounced.sequence) else { return };
-        let (namespace, messages) = (entry.namespace.clone(), entry.messages.clone());
         let index = (bounced.sequence - entry.head.sequence) as u32;
+        let is_it = |segment: &&Segment| {
+            segment.index == index
+                && matches!(&segment.to_nodes, Nodes::One(one, group) if *one == node && **group == bounced.group)
+        };
+        let Some(segment) = entry.segments.iter().find(is_it) else { return };
+        let (namespace, message) = (entry.namespace.clone(), entry.messages.slice(segment.from..segment.to));
         let head = RunHead { rerouted: true, ..head_of(&entry.head, index, 1) };
         let Some(space) = self.spaces.get_mut(&namespace) else { return };
-        let Ok(plan) = space.plan(&messages) else { return };
-        let Ok(parts) = plan.part(&messages, index..index + 1) else { return };
-        let Some(part) = parts.first() else { return };
-        let Some(group) = part.route.groups.iter().find(|group| *group.name == bounced.group) else { return };
-        let message = messages.slice(part.at.clone());
+        let Ok(plan) = space.plan(&message) else { return };
+        let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
+        let Some(group) = groups.into_iter().find(|group| *group.name == bounced.group) else { return };
         self.metrics.bounced();
         match group.choose(Some(node)) {
             None => {}
@@ -216,7 +219,7 @@ pub(super) fn tell_here(
                     piece.route.local.iter().for_each(|queue| queue.lag(Some(piece.count.into())));
                 }
             }
-            Verdict::Repeated => {}
+            Verdict::Repeated => deliver_to_resuming(pieces, head, messages),
         }
     }
     Ok(())
@@ -230,6 +233,16 @@ fn deliver(pieces: &[Piece], head: &RunHead, messages: &Bytes, pressed: &mut Vec
             if queue.push(&head, &slice) && !pressed.iter().any(|known| Arc::ptr_eq(known, queue)) {
                 pressed.push(queue.clone());
             }
+        }
+    }
+}
+
+/// This node has had the messages, but a subscription that has just come has not, while the origin that brought them
+/// has not answered what it asked. Its client knows what it had.
+fn deliver_to_resuming(pieces: &[Piece], head: &RunHead, messages: &Bytes) {
+    for piece in pieces {
+        for queue in piece.route.local.iter().filter(|queue| queue.is_resuming()) {
+            queue.push(&head_of(head, piece.index, piece.count), &messages.slice(piece.at.clone()));
         }
     }
 }
@@ -302,7 +315,9 @@ fn goes(plan: &Plan, segments: &[Segment], with_groups: bool) -> Vec<Goes> {
             continue;
         }
         for index in piece.index..piece.index + piece.count {
-            let chosen = segments.iter().filter(|segment| segment.index == index);
+            // They are in the order of their first messages.
+            let from = segments.partition_point(|segment| segment.index < index);
+            let chosen = segments[from..].iter().take_while(|segment| segment.index == index);
             let chosen = chosen.filter_map(|segment| match &segment.to_nodes {
                 Nodes::One(node, _) => Some(*node),
                 Nodes::All(_) => None,

@@ -17,6 +17,7 @@ use v1::session_event::Event;
 
 use super::metrics::PubSubMetrics;
 use super::outlet::Outlet;
+use crate::planted::{Bug, is_planted};
 
 /// What an entry costs beside its messages.
 const ENTRY_BYTES: usize = 128;
@@ -150,6 +151,9 @@ impl Queue {
             }
         }
         self.outlet.gone(before - state.bytes);
+        if is_planted(Bug::LaggedSwallowed) {
+            return;
+        }
         if let Some(Entry::Lagged(known)) = state.entries.front_mut() {
             *known = join(*known, missed);
         } else {
@@ -239,6 +243,16 @@ impl Queue {
     /// Everything that was added was sent.
     pub(super) fn is_idle(&self) -> bool {
         self.state().entries.is_empty()
+    }
+
+    /// Some origin has not answered yet what it was asked for.
+    pub(super) fn is_resuming(&self) -> bool {
+        self.state().gates.values().any(|gate| matches!(gate, Gate::Closed))
+    }
+
+    /// Nothing is added any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state().ended
     }
 
     /// Nothing is added any more, and what waits is dropped.

@@ -5,10 +5,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use debros_proto::NodeId;
 use debros_proto::packed::RunHead;
-use debros_proto::{NodeId, limits};
 use tokio::time::Instant;
 
 /// What an entry costs beside its messages and segments.
@@ -96,8 +97,9 @@ pub(super) struct Batch {
     pub(super) hidden: bool,
 }
 
-#[derive(Default)]
 pub(super) struct Ring {
+    bytes_max: usize,
+    life: Duration,
     entries: VecDeque<Entry>,
     bytes: usize,
     offset: u64,
@@ -105,6 +107,11 @@ pub(super) struct Ring {
 }
 
 impl Ring {
+    /// Nothing yet.
+    pub(super) fn new(bytes_max: usize, life: Duration) -> Self {
+        Self { bytes_max, life, entries: VecDeque::new(), bytes: 0, offset: 0, last: 0 }
+    }
+
     /// The sequence of the last message.
     pub(super) fn last(&self) -> u64 {
         self.last
@@ -136,8 +143,8 @@ impl Ring {
     /// The oldest entry, if it is past the bounds.
     pub(super) fn drop_oldest(&mut self, now: Instant) -> Option<Entry> {
         let oldest = self.entries.front()?;
-        let old = now.duration_since(oldest.at) > limits::RING_LIFE;
-        if self.bytes <= limits::RING_BYTES_MAX && !old {
+        let old = now.duration_since(oldest.at) > self.life;
+        if self.bytes <= self.bytes_max && !old {
             return None;
         }
         let oldest = self.entries.pop_front()?;

@@ -4,7 +4,7 @@
 //!
 //! Nothing here waits. Order among the locks: the router's, then a queue's, then an outlet's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,6 +13,7 @@ use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::time::Instant;
 use v1::session_event::Event;
 
+use super::PubSubOptions;
 use super::interest::{Interest, Key, Own};
 use super::metrics::PubSubMetrics;
 use super::outlet::Outlet;
@@ -42,6 +43,8 @@ pub(super) struct Router {
     pub(super) forgotten: u64,
     /// Bytes in the queues of all subscriptions.
     waiting: Arc<AtomicUsize>,
+    /// What one subscription may have waiting.
+    queue_bytes: usize,
     next_number: u64,
 }
 
@@ -59,12 +62,18 @@ pub(super) struct Session {
 
 impl Router {
     /// Nothing yet.
-    pub(super) fn new(node: NodeId, incarnation: u64, cluster_id: String, metrics: PubSubMetrics) -> Self {
+    pub(super) fn new(
+        node: NodeId,
+        incarnation: u64,
+        cluster_id: String,
+        metrics: PubSubMetrics,
+        options: PubSubOptions,
+    ) -> Self {
         Self {
             node,
             incarnation,
             cluster_id,
-            ring: Ring::default(),
+            ring: Ring::new(options.ring_bytes, options.ring_life),
             spaces: BTreeMap::new(),
             peers: BTreeMap::new(),
             own: Own::new(),
@@ -76,6 +85,7 @@ impl Router {
             metrics,
             forgotten: 0,
             waiting: Arc::default(),
+            queue_bytes: options.queue_bytes,
             next_number: 1,
         }
     }
@@ -98,7 +108,7 @@ impl Router {
         }
         let namespace = self.space(namespace).name.clone();
         self.space(&namespace).sessions += 1;
-        let (number, outlet) = (self.number(), Outlet::new(self.waiting.clone()));
+        let (number, outlet) = (self.number(), Outlet::new(self.queue_bytes, self.waiting.clone()));
         let session = Session {
             outlet: outlet.clone(),
             namespace,
@@ -167,7 +177,10 @@ impl Router {
         let left: Vec<NodeId> =
             self.peers.iter().filter(|(node, peer)| gone(node, peer)).map(|(node, _)| *node).collect();
         for node in left {
-            self.give_up(node);
+            match self.peers.get(&node) {
+                Some(peer) if peer.back.given_up => self.mourn(node, true),
+                _ => self.give_up(node),
+            }
             self.replace_interest(node, Interest::default());
             if let Some(peer) = self.peers.remove(&node) {
                 peer.out.waker.wake();
@@ -191,8 +204,25 @@ impl Router {
         self.peers.values().for_each(|peer| peer.out.waker.wake());
     }
 
+    /// Subscriptions that some node does not know of yet, as places in memory.
+    fn unaware(&self) -> BTreeSet<*const Queue> {
+        let unaware = self.peers.values().flat_map(|peer| &peer.back.unaware);
+        unaware.map(|unaware| unaware.queue.as_ptr()).collect()
+    }
+
+    /// Takes out what has ended by overflowing: its client was told so.
+    fn take_out_ended(&mut self) {
+        let mut ended = Vec::new();
+        for session in self.sessions.values_mut() {
+            ended.extend(session.queues.extract_if(.., |_, (queue, _)| queue.has_ended()));
+        }
+        for (_, (queue, key)) in ended {
+            self.take_out(&queue, &key);
+        }
+    }
+
     /// Tells every subscription of these namespaces that messages may have been missed; `None` for all.
-    pub(super) fn lag(&self, namespaces: Option<&std::collections::BTreeSet<Arc<str>>>) {
+    pub(super) fn lag(&self, namespaces: Option<&BTreeSet<Arc<str>>>) {
         for session in self.sessions.values() {
             if namespaces.is_none_or(|namespaces| namespaces.contains(&session.namespace)) {
                 session.queues.values().for_each(|(queue, _)| queue.lag(None));
@@ -225,6 +255,7 @@ impl Router {
             space.forget_publishers(now, limits::PUBLISHER_LIFE);
         }
         self.stop_announcing();
+        self.take_out_ended();
         self.spaces.retain(|_, space| !space.is_unused());
         let silent = |peer: &Peer| {
             let lost = peer.back.lost_since.is_some_and(|since| now - since > limits::ORIGIN_PATIENCE);
@@ -258,11 +289,14 @@ impl Router {
 
     fn tell_positions(&mut self) {
         let positions: Arc<[v1::Position]> = self.positions(true).into();
+        let unaware = self.unaware();
         for session in self.sessions.values_mut() {
             if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
                 continue;
             }
-            let busy = session.queues.values().filter(|(queue, _)| !queue.is_idle());
+            // What a node published that does not know of a subscription was not delivered, wherever it stands.
+            let is_busy = |queue: &Arc<Queue>| !queue.is_idle() || unaware.contains(&Arc::as_ptr(queue));
+            let busy = session.queues.values().filter(|(queue, _)| is_busy(queue));
             let except: Vec<u64> = busy.map(|(queue, _)| queue.number()).collect();
             if except.is_empty() {
                 session.told = positions.clone();
@@ -287,14 +321,15 @@ impl Router {
                 queue.lag(None);
             }
         }
-        self.mourn(node);
+        self.mourn(node, false);
     }
 
-    /// An incarnation of an origin is gone, perhaps with messages that nobody has.
-    pub(super) fn mourn(&self, node: NodeId) {
+    /// An incarnation of an origin is gone, perhaps with messages that nobody has. After it was given up it may have
+    /// begun to publish in any namespace.
+    pub(super) fn mourn(&self, node: NodeId, was_given_up: bool) {
         let Some(peer) = self.peers.get(&node) else { return };
         if peer.back.goodbye.is_none() {
-            self.lag(Some(&peer.back.interest.publishes));
+            self.lag((!was_given_up).then_some(&peer.back.interest.publishes));
         }
     }
 }

@@ -185,6 +185,7 @@ impl Work {
         let heeds = shared.router().subscribe(*number, wanted)?;
         let (shared, outlet) = (shared.clone(), outlet.clone());
         let begin = async move {
+            shared.settled().await;
             shared.heeded(heeds).await;
             let (positions, unaware) = shared.router().begun(&queue, heeds, resume);
             outlet.tell(Event::Subscribed(v1::Subscribed { subscription, positions, unaware }));
@@ -202,6 +203,10 @@ impl Work {
         }
         let (first, mode) = (batch.first, batch.mode());
         let base = *self.base.get_or_insert(first);
+        if first < base {
+            let message = format!("the batch begins at {first}, before the first one of the session, {base}");
+            return self.refuse(About::Publish(first), Failure::invalid(message));
+        }
         let incoming = Incoming { namespace: namespace.clone(), publisher: *publisher, base, batch };
         let taken = shared.router().publish(incoming);
         let Taken { last, sequence, goes, pressed, behind } = match taken {

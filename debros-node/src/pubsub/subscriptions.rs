@@ -15,6 +15,7 @@ use super::queue::Queue;
 use super::ring::Entry;
 use super::router::Router;
 use super::space::{Local, head_of};
+use crate::planted::{Bug, is_planted};
 
 /// A subscription to be added.
 pub(super) struct Wanted {
@@ -49,7 +50,7 @@ impl Router {
         let key = Key { namespace: namespace.clone(), pattern: pattern.clone(), group: group.clone() };
         of_session.queues.insert(queue.number(), (queue.clone(), key.clone()));
         // A queue group's messages are nobody's once they were given to a member.
-        let resume = resume.filter(|_| group.is_none());
+        let resume = resume.filter(|_| group.is_none() && !is_planted(Bug::CursorIgnored));
         let version = self.own.add(&key);
         if let Some(positions) = resume {
             self.resume(&key, &queue, &positions, version);

@@ -12,6 +12,7 @@ use debros_topics::Pattern;
 use prost::Message;
 use tokio::sync::mpsc;
 
+use super::PubSubOptions;
 use super::metrics::PubSubMetrics;
 use super::outbound::Next;
 use super::publish::Incoming;
@@ -70,8 +71,15 @@ fn pump(from: &mut Router, to: &mut Router, wire: &mut Wire, largest: &mut usize
 
 impl Pair {
     fn new() -> Self {
-        let router =
-            |node: NodeId| Router::new(node, 100 + node.0, "cluster".into(), PubSubMetrics::default());
+        let router = |node: NodeId| {
+            Router::new(
+                node,
+                100 + node.0,
+                "cluster".into(),
+                PubSubMetrics::default(),
+                PubSubOptions::default(),
+            )
+        };
         let (mut origin, mut destination) = (router(ORIGIN), router(DESTINATION));
         let members = BTreeMap::from([(ORIGIN, PeerId::random()), (DESTINATION, PeerId::random())]);
         origin.set_members(&members);

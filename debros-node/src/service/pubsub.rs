@@ -1,9 +1,10 @@
 //! Sessions of pub/sub and questions about it: authorised in the place where everything is, and handed to the
 //! engine.
 
-use debros_proto::{ErrorCode, Failure, HasHeader, v1};
+use debros_proto::{ErrorCode, Failure, HasHeader, limits, v1};
 use debros_topics::Pattern;
 use futures::Stream;
+use prost::Message;
 use tonic::Status;
 
 use super::authorise::{Action, Principal, authorise};
@@ -56,7 +57,7 @@ impl Messages {
             (true, Principal::Http) => return Ok(v1::TopicsResponse::default()),
         };
         let topics = self.pubsub.get()?.topics(authorised.namespace.as_str(), of);
-        Ok(v1::TopicsResponse { topics })
+        fitting(v1::TopicsResponse { topics })
     }
 
     /// Who is here.
@@ -71,6 +72,12 @@ impl Messages {
         let authorised = authorise(principal, Action::Read, request.header())?;
         let pattern = Pattern::new(&request.pattern).map_err(|error| Failure::invalid(error.to_string()))?;
         let members = self.pubsub.get()?.present(authorised.namespace.as_str(), &pattern);
-        Ok(v1::PresentResponse { members })
+        fitting(v1::PresentResponse { members })
     }
+}
+
+/// An answer that the wire takes.
+fn fitting<M: Message>(answer: M) -> Result<M, Failure> {
+    let (max, found) = (limits::PUBSUB_FRAME_BYTES_MAX, answer.encoded_len());
+    if found > max { Err(Failure::limit("PUBSUB_FRAME_BYTES_MAX", max, found)) } else { Ok(answer) }
 }

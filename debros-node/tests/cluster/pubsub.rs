@@ -201,6 +201,46 @@ async fn everybody_knows_what_is_subscribed_to_and_who_is_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn presences_as_large_as_allowed_reach_other_nodes_and_break_no_link() {
+    const PRESENCES: usize = 600;
+    let cluster = Cluster::of(2).await;
+    let mut present = Messenger::at(&cluster, 0, "app").await;
+    let mut watcher = Messenger::at(&cluster, 1, "app").await;
+    for presence in 1..=PRESENCES as u64 {
+        let topic = format!("{presence}.{}", "t".repeat(1000));
+        let enter = v1::Enter { presence, topic, member: "m".repeat(256), data: vec![1; 4096].into() };
+        present.call(Call::Enter(enter)).await;
+    }
+    let all = |event: &Event| match event {
+        Event::Entered(entered) => (entered.presence == PRESENCES as u64).then_some(()),
+        _ => None,
+    };
+    present.event("the last enters", all).await;
+    let mut here = 0;
+    // Once as they come, and once all that are here.
+    for subscription in 1..=2 {
+        let pattern = ">".to_owned();
+        watcher.call(Call::WatchPresence(v1::WatchPresence { subscription, pattern })).await;
+        while here < PRESENCES * subscription as usize {
+            here += watcher
+                .event("who is here", |event| match event {
+                    Event::Presence(presence) if presence.subscription == subscription => {
+                        Some(presence.events.len())
+                    }
+                    _ => None,
+                })
+                .await;
+        }
+    }
+    assert_eq!(present.publish_received("nobody", "the link is sound").await, 0);
+    let header = Some(v1::RequestHeader { namespace: "app".into(), ..Default::default() });
+    let request = v1::PresentRequest { header, pattern: ">".into() };
+    let refused = watcher.stub().present(request).await.unwrap_err();
+    assert!(refused.message().contains("PUBSUB_FRAME_BYTES_MAX"), "{}", refused.message());
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_refused_by_its_rule_and_harms_nobody() {
     let cluster = Cluster::of(1).await;
     let mut client = Messenger::at(&cluster, 0, "app").await;

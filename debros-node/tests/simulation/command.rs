@@ -22,7 +22,7 @@ const STACK_BYTES: usize = 64 << 20;
 const WALL_SECONDS_MAX: u32 = 600;
 
 const USAGE: &str = "\
-usage: simulation sql|registers|kv [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
+usage: simulation sql|registers|kv|pubsub [--seeds N] [--start S] [--secs T] [--planted BUG] [--histories FOLDER]
        simulation planted [--seeds N] [--start S] [--secs T] [--planted BUG] [--scenario NAME]
        simulation mesh [--nodes N]
        simulation scale                                    what an operation costs, by the size of the cluster

@@ -4,6 +4,7 @@
 //! good at most once in a run: more would be data loss by right.
 
 mod kv;
+mod pubsub;
 
 pub(crate) use kv::{CLOCKS_AHEAD_MS, META};
 

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use debros_node::pubsub::PubSubOptions;
+
 use crate::dice::Dice;
 use crate::faults::{CLOCKS_AHEAD_MS, Faults};
 use crate::hooks;
@@ -20,10 +22,11 @@ use crate::report::Report;
 use crate::sql::Options;
 use crate::world::{Action, World};
 
-use clients::{Notes, Operator, Worker, keys, read_all, wait_for_storage};
+use clients::{Notes, Worker, keys, read_all, wait_for_storage};
 use history::Operations;
 
 pub(crate) use checker::known_histories_are_told_apart;
+pub(crate) use clients::Operator;
 
 /// Nodes at the beginning, which everybody knows.
 const NODES: usize = 3;
@@ -69,6 +72,7 @@ pub(crate) fn run(options: Options) -> Report {
         may_die: true,
         acknowledge_before_fsync: false,
         storage: StorageTuning { acknowledge_before_fsync: early, ..TUNING },
+        pubsub: PubSubOptions::default(),
     };
     let started = hooks::wall_clock();
     let world = World::new(options.seed, NODES, tuning);

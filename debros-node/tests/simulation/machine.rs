@@ -19,6 +19,7 @@ use debros_node::clock::Clock;
 use debros_node::cluster::ReconcileOptions;
 use debros_node::kv::{Kv, KvOptions};
 use debros_node::node::{Environment, Node, Settings};
+use debros_node::pubsub::PubSubOptions;
 use debros_node::raft::{RaftOptions, log};
 use debros_proto::layout::PARTITIONS;
 use debros_proto::v1;
@@ -59,6 +60,8 @@ pub(crate) struct Tuning {
     pub(crate) acknowledge_before_fsync: bool,
     /// Of the key-value storage.
     pub(crate) storage: StorageTuning,
+    /// Of pub/sub.
+    pub(crate) pubsub: PubSubOptions,
 }
 
 /// How the key-value storage is set up in a scenario.
@@ -381,6 +384,7 @@ impl Machine {
                 store: planted::store_options(MAP_BYTES, self.tuning.storage.acknowledge_before_fsync),
                 ..KvOptions::default()
             },
+            pubsub: self.tuning.pubsub,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo test -p debros-node --test simulation            the short run
-//! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one; also `registers` and `kv`
+//! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one; also `registers`, `kv`, `pubsub`
 //! ```
 //!
 //! The production parts run unchanged: nodes, SDK clients, gRPC, Raft, the log store, SQLite. What is
@@ -23,9 +23,11 @@ mod history;
 mod hooks;
 mod kv;
 mod linearizability;
+mod loss;
 mod machine;
 mod mesh;
 mod planted;
+mod pubsub;
 mod registers;
 mod report;
 mod scale;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use debros_node::pubsub::PubSubOptions;
+
 use crate::hooks;
 use crate::machine::{StorageTuning, Tuning};
 use crate::world::World;
@@ -26,6 +28,7 @@ pub(crate) fn run(nodes: usize) -> Result<(), String> {
         may_die: false,
         acknowledge_before_fsync: false,
         storage: StorageTuning::default(),
+        pubsub: PubSubOptions::default(),
     };
     let mut look_at = Duration::ZERO;
     let mut world = World::new(SEED, nodes, tuning);

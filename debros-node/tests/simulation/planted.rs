@@ -30,11 +30,23 @@ pub(crate) enum Bug {
     HintCountsTowardsQuorum,
     /// A replica takes writes of a coordinator that knows an older layout.
     OldLayoutAccepted,
+    /// A link that broke goes on behind what was sent, whatever of it arrived.
+    GapNotAskedFor,
+    /// A subscription that comes from another node begins anew.
+    CursorIgnored,
+    /// A publisher's numbers are taken for new whatever came before.
+    RepeatedNumbersTaken,
+    /// Interest counts as heeded once it was sent, before the other node has stored it.
+    InterestAcknowledgedEarly,
+    /// A queue that overflows does not say so.
+    LaggedSwallowed,
+    /// What a ring is asked for is given whatever its namespace.
+    NamespacesNotCompared,
 }
 
 impl Bug {
     /// Every one.
-    pub(crate) const ALL: [Bug; 11] = [
+    pub(crate) const ALL: [Bug; 17] = [
         Bug::AcknowledgeBeforeFsync,
         Bug::PurgePastDurable,
         Bug::ForgottenLogVotes,
@@ -46,6 +58,12 @@ impl Bug {
         Bug::LayoutBeforeCopy,
         Bug::HintCountsTowardsQuorum,
         Bug::OldLayoutAccepted,
+        Bug::GapNotAskedFor,
+        Bug::CursorIgnored,
+        Bug::RepeatedNumbersTaken,
+        Bug::InterestAcknowledgedEarly,
+        Bug::LaggedSwallowed,
+        Bug::NamespacesNotCompared,
     ];
 
     /// The scenario that has to catch it.
@@ -62,6 +80,12 @@ impl Bug {
             | Self::LayoutBeforeCopy
             | Self::HintCountsTowardsQuorum
             | Self::OldLayoutAccepted => Scenario::Kv,
+            Self::GapNotAskedFor
+            | Self::CursorIgnored
+            | Self::RepeatedNumbersTaken
+            | Self::InterestAcknowledgedEarly
+            | Self::LaggedSwallowed
+            | Self::NamespacesNotCompared => Scenario::Pubsub,
         }
     }
 
@@ -85,6 +109,12 @@ impl Bug {
             Self::LayoutBeforeCopy => "layout-before-copy",
             Self::HintCountsTowardsQuorum => "hint-counts-towards-quorum",
             Self::OldLayoutAccepted => "old-layout-accepted",
+            Self::GapNotAskedFor => "gap-not-asked-for",
+            Self::CursorIgnored => "cursor-ignored",
+            Self::RepeatedNumbersTaken => "repeated-numbers-taken",
+            Self::InterestAcknowledgedEarly => "interest-acknowledged-early",
+            Self::LaggedSwallowed => "lagged-swallowed",
+            Self::NamespacesNotCompared => "namespaces-not-compared",
         }
     }
 
@@ -108,6 +138,12 @@ impl Bug {
             Self::LayoutBeforeCopy => plant(Bug::LayoutBeforeCopy),
             Self::HintCountsTowardsQuorum => plant(Bug::HintCountsTowardsQuorum),
             Self::OldLayoutAccepted => plant(Bug::OldLayoutAccepted),
+            Self::GapNotAskedFor => plant(Bug::GapNotAskedFor),
+            Self::CursorIgnored => plant(Bug::CursorIgnored),
+            Self::RepeatedNumbersTaken => plant(Bug::RepeatedNumbersTaken),
+            Self::InterestAcknowledgedEarly => plant(Bug::InterestAcknowledgedEarly),
+            Self::LaggedSwallowed => plant(Bug::LaggedSwallowed),
+            Self::NamespacesNotCompared => plant(Bug::NamespacesNotCompared),
         }
     }
 

@@ -7,6 +7,8 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
+use debros_node::pubsub::PubSubOptions;
+
 use bytes::Bytes;
 use debros_sdk::Storage;
 use futures::future::join_all;
@@ -72,6 +74,7 @@ pub(crate) fn run(nodes: usize) -> Result<(), String> {
         may_die: false,
         acknowledge_before_fsync: false,
         storage: StorageTuning::default(),
+        pubsub: PubSubOptions::default(),
     };
     let mut world = World::new(SEED, nodes, tuning);
     let load = Load::default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::batch::{self, Batch};
 use crate::sql::Scenario;
-use crate::{kv, linearizability};
+use crate::{kv, linearizability, pubsub};
 
 /// How long the clients of the short run work.
 const WORK: Duration = Duration::from_secs(15);
@@ -16,11 +16,13 @@ const SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
 const REGISTER_SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
 /// Seeds of the short run of the storage.
 const STORAGE_SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
+/// Seeds of the short run of pub/sub: one of each kind.
+const PUBSUB_SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
 /// Nodes of the short run.
 const NODES: usize = 30;
 
 type Check = fn() -> Result<(), String>;
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 15] = [
     ("recorded_seeds_pass", recorded_seeds_pass),
     ("seeds_pass", seeds_pass),
     ("known_histories_are_told_apart", linearizability::known_histories_are_told_apart),
@@ -31,6 +33,10 @@ const CHECKS: [(&str, Check); 11] = [
     ("recorded_seeds_of_kv_pass", recorded_seeds_of_kv_pass),
     ("seeds_of_kv_pass", seeds_of_kv_pass),
     ("a_seed_of_kv_gives_the_same_history_twice", a_seed_of_kv_gives_the_same_history_twice),
+    ("known_histories_of_pubsub_are_told_apart", pubsub::known_histories_are_told_apart),
+    ("recorded_seeds_of_pubsub_pass", recorded_seeds_of_pubsub_pass),
+    ("seeds_of_pubsub_pass", seeds_of_pubsub_pass),
+    ("a_seed_of_pubsub_gives_the_same_history_twice", a_seed_of_pubsub_gives_the_same_history_twice),
     ("thirty_nodes_find_each_other", thirty_nodes_find_each_other),
 ];
 
@@ -97,6 +103,18 @@ fn a_seed_gives_the_same_history_twice() -> Result<(), String> {
 
 fn a_seed_of_kv_gives_the_same_history_twice() -> Result<(), String> {
     same_history_twice(Scenario::Kv)
+}
+
+fn recorded_seeds_of_pubsub_pass() -> Result<(), String> {
+    recorded_pass(Scenario::Pubsub)
+}
+
+fn seeds_of_pubsub_pass() -> Result<(), String> {
+    batch::all_must_pass(&batch(Scenario::Pubsub, PUBSUB_SEEDS.collect(), WORK))
+}
+
+fn a_seed_of_pubsub_gives_the_same_history_twice() -> Result<(), String> {
+    same_history_twice(Scenario::Pubsub)
 }
 
 fn same_history_twice(scenario: Scenario) -> Result<(), String> {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use debros_node::pubsub::PubSubOptions;
+
 use crate::checker::judge;
 use crate::clients::{Worker, connect, set_up};
 use crate::convergence::{observe, undecided};
@@ -13,7 +15,7 @@ use crate::planted::Bug;
 use crate::registers::{self, Seen};
 use crate::report::Report;
 use crate::world::World;
-use crate::{hooks, kv};
+use crate::{hooks, kv, pubsub};
 
 const NODES: usize = 3;
 const CLIENTS: usize = 3;
@@ -32,6 +34,7 @@ pub(crate) enum Scenario {
     Sql,
     Registers,
     Kv,
+    Pubsub,
 }
 
 impl Scenario {
@@ -41,12 +44,15 @@ impl Scenario {
             Self::Sql => "sql",
             Self::Registers => "registers",
             Self::Kv => "kv",
+            Self::Pubsub => "pubsub",
         }
     }
 
     /// The scenario with that name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Sql, Self::Registers, Self::Kv].into_iter().find(|scenario| scenario.name() == name)
+        [Self::Sql, Self::Registers, Self::Kv, Self::Pubsub]
+            .into_iter()
+            .find(|scenario| scenario.name() == name)
     }
 }
 
@@ -69,8 +75,10 @@ pub(crate) fn run(options: Options) -> Report {
     if let Some(bug) = options.planted {
         bug.plant();
     }
-    if options.scenario == Scenario::Kv {
-        return kv::run(options);
+    match options.scenario {
+        Scenario::Sql | Scenario::Registers => {}
+        Scenario::Kv => return kv::run(options),
+        Scenario::Pubsub => return pubsub::run(options),
     }
     let tuning = Tuning {
         bootstrap_nodes: NODES,
@@ -81,6 +89,7 @@ pub(crate) fn run(options: Options) -> Report {
         may_die: true,
         acknowledge_before_fsync: options.planted == Some(Bug::AcknowledgeBeforeFsync),
         storage: StorageTuning::default(),
+        pubsub: PubSubOptions::default(),
     };
     let started = hooks::wall_clock();
     let mut run = Run {
@@ -146,7 +155,7 @@ impl Run {
         Ok(match self.options.scenario {
             Scenario::Sql => judge(&operations, &state),
             Scenario::Registers => registers::judge(&operations, &self.seen),
-            Scenario::Kv => unreachable!("it has a run of its own"),
+            Scenario::Kv | Scenario::Pubsub => unreachable!("it has a run of its own"),
         })
     }
 

@@ -11,6 +11,7 @@ use crate::dice::Dice;
 use crate::disk::{self, PowerLoss};
 use crate::history::History;
 use crate::hooks;
+use crate::loss::Loss;
 use crate::machine::{Board, EPOCH, Machine, Skew, Storage, Tuning, name};
 
 /// No message is faster.
@@ -35,6 +36,8 @@ pub(crate) enum Action {
     PartitionOneWay(String, String),
     /// Everything gets through again.
     Repair(String, String),
+    /// From now on one packet in twenty is lost, either way, and sent again; or none is any more.
+    Lose(String, String, bool),
     /// Everything waits.
     Hold(String, String),
     /// What waited arrives at once.
@@ -68,6 +71,7 @@ pub(crate) struct World {
     board: Board,
     history: History,
     dice: Dice,
+    loss: Loss,
     /// Of all machines; it goes with the world.
     root: tempfile::TempDir,
 }
@@ -110,6 +114,7 @@ impl World {
             board,
             history,
             dice,
+            loss: Loss::default(),
             root: folder,
         }
     }
@@ -161,6 +166,7 @@ impl World {
     /// One step; says whether every client has come to its end.
     pub(crate) fn step(&mut self) -> Result<bool, String> {
         hooks::set_clocks(EPOCH + self.sim.elapsed());
+        self.loss.pass_on(&self.sim);
         let done = self.sim.step().map_err(|error| format!("at {:?}: {error}", self.sim.elapsed()))?;
         match self.board.failures().first() {
             Some(failure) => Err(failure.clone()),
@@ -179,9 +185,19 @@ impl World {
         match action {
             Action::Partition(one, other) => self.sim.partition(one.as_str(), other.as_str()),
             Action::PartitionOneWay(from, to) => self.sim.partition_oneway(from.as_str(), to.as_str()),
-            Action::Repair(one, other) => self.sim.repair(one.as_str(), other.as_str()),
-            Action::Hold(one, other) => self.sim.hold(one.as_str(), other.as_str()),
-            Action::Release(one, other) => self.sim.release(one.as_str(), other.as_str()),
+            Action::Repair(one, other) => {
+                self.sim.repair(one.as_str(), other.as_str());
+                self.loss.goes_on(&self.sim, one, other);
+            }
+            Action::Lose(one, other, loses) => self.loss.set(&self.sim, one, other, *loses),
+            Action::Hold(one, other) => {
+                self.sim.hold(one.as_str(), other.as_str());
+                self.loss.pause(&self.sim, one, other);
+            }
+            Action::Release(one, other) => {
+                self.sim.release(one.as_str(), other.as_str());
+                self.loss.goes_on(&self.sim, one, other);
+            }
             Action::Stall(node, stalled) => self.machines[*node].storage.stall(*stalled),
             Action::AskToStop(node) => {
                 self.stopping[*node] = self.running[*node];
@@ -225,6 +241,7 @@ impl World {
     /// Ends every fault: all links work, all machines run.
     pub(crate) fn heal(&mut self, names: &[String]) {
         self.history.note(self.sim.elapsed(), "heal");
+        self.loss = Loss::default();
         for (index, one) in names.iter().enumerate() {
             for other in &names[index + 1..] {
                 self.sim.release(one.as_str(), other.as_str());
