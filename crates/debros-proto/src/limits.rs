@@ -221,8 +221,6 @@ pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
 pub const SUBSCRIPTIONS_MAX: usize = 200_000;
 /// Sessions of one node: each is a stream and a task.
 pub const SESSIONS_PER_NODE_MAX: usize = 16_384;
-/// Patterns of one node that others keep, over all namespaces.
-pub const INTEREST_ENTRIES_MAX: usize = SUBSCRIPTIONS_MAX;
 /// A subscription is acknowledged without the nodes that have not answered for so long.
 pub const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(2);
 /// A batch that every interested node is to have is acknowledged without those that lost their connection so long ago.
