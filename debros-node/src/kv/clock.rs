@@ -50,6 +50,8 @@ struct State {
     lifted: Runs,
     /// How far each peer's clock is ahead of this node's, in milliseconds, and when that was found.
     offsets: BTreeMap<NodeId, (i64, Instant)>,
+    /// Their median, until the oldest of them counts no more. Every write asks for it, and must not look at all nodes.
+    median: Option<(i64, Instant)>,
     /// Wall clock and steady clock at one moment: a step of the wall clock shows between the two.
     anchor: Option<(u64, Instant)>,
 }
@@ -126,6 +128,7 @@ impl VersionClock {
         self.forget_before_a_step(&mut state, now);
         state.offsets.insert(peer, (offset, now));
         state.anchor = Some((self.unix_ms(), now));
+        state.find_median(now);
     }
 
     /// Had the wall clock been set since the last comparison, what was found before would say nothing: also of
@@ -135,7 +138,7 @@ impl VersionClock {
             let expected = wall as i64 + now.saturating_duration_since(at).as_millis() as i64;
             if (self.unix_ms() as i64 - expected).unsigned_abs() > offset_max_ms() {
                 state.offsets.clear();
-                state.anchor = None;
+                (state.anchor, state.median) = (None, None);
             }
         }
     }
@@ -146,17 +149,10 @@ impl VersionClock {
         let now = Instant::now();
         let mut state = self.state();
         self.forget_before_a_step(&mut state, now);
-        state.offsets.retain(|_, (_, at)| now.saturating_duration_since(*at) < OFFSET_LIFE);
-        let mut offsets: Vec<i64> = state.offsets.values().map(|(offset, _)| *offset).collect();
-        if offsets.is_empty() {
-            return None;
+        if state.median.is_none_or(|(_, until)| until <= now) {
+            state.find_median(now);
         }
-        // Of two, neither is right: both count as off when they differ.
-        if offsets.len() > 1 {
-            offsets.push(0);
-        }
-        offsets.sort_unstable();
-        Some(offsets[offsets.len() / 2])
+        state.median.map(|(offset, _)| offset)
     }
 
     /// Whether this node may give versions, in a cluster with this many other nodes.
@@ -178,6 +174,20 @@ impl VersionClock {
                 "this node has not compared its clock with another yet: retry",
             )),
         }
+    }
+}
+
+impl State {
+    fn find_median(&mut self, now: Instant) {
+        self.offsets.retain(|_, (_, at)| now.saturating_duration_since(*at) < OFFSET_LIFE);
+        let mut offsets: Vec<i64> = self.offsets.values().map(|(offset, _)| *offset).collect();
+        // Of two, neither is right: both count as off when they differ.
+        if offsets.len() > 1 {
+            offsets.push(0);
+        }
+        offsets.sort_unstable();
+        let oldest = self.offsets.values().map(|(_, at)| *at).min();
+        self.median = oldest.map(|oldest| (offsets[offsets.len() / 2], oldest + OFFSET_LIFE));
     }
 }
 
