@@ -37,8 +37,7 @@ use std::time::Duration;
 
 use debros_net::grpc::Channels;
 use debros_proto::layout::Phase;
-use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
-use tokio::sync::watch as latest;
+use debros_proto::{Failure, NodeId, limits, v1};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,6 +45,7 @@ use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
 use crate::clock::Clock;
+use crate::slot::Slot;
 use budget::Budget;
 use clock::VersionClock;
 use coordinator::{Coordinator, Inner};
@@ -260,65 +260,8 @@ fn phase_name(phase: Phase) -> &'static str {
     }
 }
 
-/// A place for the engine, filled when the node has become a member.
-#[derive(Clone, Default)]
-pub struct KvSlot(Arc<latest::Sender<Slot>>);
-
-#[derive(Clone, Default)]
-enum Slot {
-    #[default]
-    Empty,
-    Serving(Kv),
-    /// The engine must not be asked, for this reason.
-    Refusing(Kv, Failure),
-}
-
-impl KvSlot {
-    /// Fills the place.
-    pub fn fill(&self, kv: Kv) {
-        self.0.send_replace(Slot::Serving(kv));
-    }
-
-    /// Empties it, so that the store can be closed.
-    pub fn clear(&self) {
-        self.0.send_replace(Slot::Empty);
-    }
-
-    /// Refuses whoever asks from now on, for a reason; or serves again when there is none.
-    pub fn set_refused(&self, reason: Option<Failure>) {
-        self.0.send_if_modified(|slot| {
-            let next = match (&*slot, reason) {
-                (Slot::Serving(kv), Some(reason)) => Slot::Refusing(kv.clone(), reason),
-                (Slot::Refusing(kv, _), None) => Slot::Serving(kv.clone()),
-                (Slot::Refusing(..), Some(_)) | (Slot::Serving(_), None) | (Slot::Empty, _) => return false,
-            };
-            *slot = next;
-            true
-        });
-    }
-
-    /// Resolves when whoever asks is refused.
-    pub async fn refused(&self) {
-        let mut slot = self.0.subscribe();
-        // A slot that is gone refuses everybody.
-        let _ = slot.wait_for(|slot| !matches!(slot, Slot::Serving(_))).await;
-    }
-
-    /// The engine.
-    ///
-    /// # Errors
-    /// `NOT_READY` before the node is a member, and after it has stopped; the reason when it refuses.
-    pub fn get(&self) -> Result<Kv, Failure> {
-        match &*self.0.borrow() {
-            Slot::Serving(kv) => Ok(kv.clone()),
-            Slot::Refusing(_, reason) => Err(reason.clone()),
-            Slot::Empty => {
-                let message = "this node has not joined a cluster yet: retry in a moment";
-                Err(Failure::new(ErrorCode::NotReady, message))
-            }
-        }
-    }
-}
+/// The storage of this node, once it is a member.
+pub type KvSlot = Slot<Kv>;
 
 /// Resolves when the store must not be used any more.
 pub async fn failed(store: &Store) -> StoreError {

@@ -16,4 +16,5 @@ pub mod pubsub;
 pub mod raft;
 pub mod rpc;
 pub mod service;
+pub mod slot;
 pub mod sql;

@@ -497,6 +497,7 @@ impl Core {
         let standing = Standing {
             cluster: self.cluster.clone(),
             kv: self.kv.clone(),
+            pubsub: self.pubsub.clone(),
             channels: self.channels.clone(),
             bootstrap: settings.bootstrap.clone(),
         };

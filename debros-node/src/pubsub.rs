@@ -47,6 +47,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use v1::session_event::Event;
 
+use crate::slot::Slot;
 use router::Router;
 use session::Session;
 
@@ -281,34 +282,5 @@ async fn settle(shared: Arc<Shared>) {
     shared.settled.send_replace(true);
 }
 
-/// A place for the engine, filled when the node has become a member.
-#[derive(Clone)]
-pub struct PubSubSlot(Arc<watch::Sender<Option<PubSub>>>);
-
-impl Default for PubSubSlot {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
-    }
-}
-
-impl PubSubSlot {
-    /// Fills the place.
-    pub fn fill(&self, pubsub: PubSub) {
-        self.0.send_replace(Some(pubsub));
-    }
-
-    /// Empties it.
-    pub fn clear(&self) {
-        self.0.send_replace(None);
-    }
-
-    /// The engine.
-    ///
-    /// # Errors
-    /// `NOT_READY` before the node is a member, and after it has stopped.
-    pub fn get(&self) -> Result<PubSub, Failure> {
-        self.0.borrow().clone().ok_or_else(|| {
-            Failure::new(ErrorCode::NotReady, "this node has not joined a cluster yet: retry in a moment")
-        })
-    }
-}
+/// Pub/sub of this node, once it is a member.
+pub type PubSubSlot = Slot<PubSub>;

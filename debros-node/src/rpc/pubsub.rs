@@ -1,6 +1,7 @@
 //! `debros.v1.PubSub`.
 
 use debros_proto::{Failure, limits, v1};
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use v1::pub_sub_server::{PubSub, PubSubServer};
 use v1::session_call::Call;
@@ -8,7 +9,6 @@ use v1::session_call::Call;
 use super::database::namespace;
 use super::meter::RpcMetrics;
 use super::principal;
-use crate::pubsub::Events;
 use crate::service::Messages;
 
 struct Service {
@@ -25,7 +25,7 @@ pub fn pubsub_service(messages: Messages, metrics: RpcMetrics) -> PubSubServer<i
 
 #[tonic::async_trait]
 impl PubSub for Service {
-    type SessionStream = Events;
+    type SessionStream = BoxStream<'static, Result<v1::SessionEvent, Status>>;
 
     async fn session(
         &self,

@@ -3,12 +3,13 @@
 
 use debros_proto::{ErrorCode, Failure, HasHeader, limits, v1};
 use debros_topics::Pattern;
-use futures::Stream;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use prost::Message;
 use tonic::Status;
 
 use super::authorise::{Action, Principal, authorise};
-use crate::pubsub::{Client, Events, PubSubSlot};
+use crate::pubsub::{Client, PubSubSlot};
 
 /// The service for pub/sub.
 #[derive(Clone)]
@@ -31,14 +32,16 @@ impl Messages {
         principal: &Principal,
         attach: &v1::Attach,
         calls: impl Stream<Item = Result<v1::SessionCall, Status>> + Send + 'static,
-    ) -> Result<Events, Failure> {
+    ) -> Result<BoxStream<'static, Result<v1::SessionEvent, Status>>, Failure> {
         authorise(principal, Action::Read, attach.header())?;
         let authorised = authorise(principal, Action::Write, attach.header())?;
         let Principal::Peer(peer) = *principal else {
             return Err(Failure::new(ErrorCode::PermissionDenied, "a session belongs to a peer"));
         };
         let namespace = authorised.namespace.as_str().to_owned();
-        self.pubsub.get()?.attach(Client { namespace, peer, publisher: attach.publisher }, calls)
+        let client = Client { namespace, peer, publisher: attach.publisher };
+        // Whoever is attached goes on at another node.
+        Ok(self.pubsub.get()?.attach(client, calls)?.take_until(self.pubsub.clone().refused()).boxed())
     }
 
     /// What is subscribed to.

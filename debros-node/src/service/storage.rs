@@ -45,14 +45,17 @@ impl Storage {
         let quorum = Quorum::try_from(request.quorum).map_err(|_| unknown_quorum(request.quorum))?;
         let kv = self.kv.get()?;
         let seen_clock = request.seen_clock;
+        let write = |key, value, ttl| {
+            let namespace = authorised.namespace.as_str().to_owned();
+            Write { namespace, key, value, ttl, quorum, seen_clock, deadline: authorised.deadline }
+        };
         match request.operation {
             Some(Operation::Put(v1::StoragePut { key, value, ttl_ms })) => {
                 check_value(&value)?;
-                let ttl = check_ttl(ttl_ms)?;
-                self.write(&kv, authorised, key, Some(value), ttl, quorum, seen_clock).await
+                self.write(&kv, write(key, Some(value), check_ttl(ttl_ms)?)).await
             }
             Some(Operation::Delete(v1::StorageDelete { key })) => {
-                self.write(&kv, authorised, key, None, None, quorum, seen_clock).await
+                self.write(&kv, write(key, None, None)).await
             }
             Some(Operation::Get(get)) => found(&kv, authorised, get, quorum).await,
             Some(Operation::List(list)) => listed(&kv, authorised, list, quorum).await,
@@ -60,25 +63,12 @@ impl Storage {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    async fn write(
-        &self,
-        kv: &Kv,
-        authorised: Authorised,
-        key: String,
-        value: Option<bytes::Bytes>,
-        ttl: Option<Duration>,
-        quorum: Quorum,
-        seen_clock: u64,
-    ) -> Result<v1::StorageResponse, Failure> {
-        check_key(&key)?;
+    async fn write(&self, kv: &Kv, write: Write) -> Result<v1::StorageResponse, Failure> {
+        check_key(&write.key)?;
         // A deletion makes room, in the end.
-        if value.is_some() {
+        if write.value.is_some() {
             self.disk.check()?;
         }
-        let Authorised { namespace, deadline, .. } = authorised;
-        let namespace = namespace.as_str().to_owned();
-        let write = Write { namespace, key, value, ttl, quorum, seen_clock, deadline };
         let version = kv.write(write).await?;
         let written = v1::StorageWritten { version: Some(version.into()) };
         Ok(v1::StorageResponse { clock: version.clock, result: Some(Outcome::Written(written)) })
@@ -129,9 +119,8 @@ impl Storage {
         })?;
         let watch = Watch { namespace: authorised.namespace.as_str().to_owned(), prefix, resume };
         let events = self.kv.get()?.watch(watch)?.into_events();
-        let kv = self.kv.clone();
         // Whoever watches goes on at another node.
-        let events = events.take_until(async move { kv.refused().await });
+        let events = events.take_until(self.kv.clone().refused());
         Ok(events.inspect(move |_| {
             // Given back when whoever watches has gone.
             let _held = &permit;

@@ -9,7 +9,7 @@ use debros_node::kv::KvSlot;
 use debros_node::node::Settings;
 use debros_proto::ErrorCode;
 use debros_proto::layout::PARTITIONS;
-use debros_sdk::{Client, ErrorKind, Storage, WatchEvent};
+use debros_sdk::{Client, ErrorKind, PubSub, Storage, SubscriptionEvent, WatchEvent};
 
 use crate::support::{Cluster, eventually, expect};
 
@@ -248,6 +248,7 @@ async fn a_node_that_was_removed_while_it_was_away_stops_serving() {
     cluster.start_told(3).await;
     let returned = cluster.client(3, "app").await;
     let mut watch = returned.storage().watch("", Default::default()).await.expect("a watch");
+    let mut subscription = returned.pubsub().subscribe("news").await.expect("a subscription");
     let engine = kv(&cluster, 3);
     eventually("it finds out that it is no member", async || match engine.get() {
         Ok(_) => Err("it serves".to_owned()),
@@ -270,6 +271,14 @@ async fn a_node_that_was_removed_while_it_was_away_stops_serving() {
         let event = event.map_err(|error| error.to_string())?;
         let later = matches!(&event, WatchEvent::Put(entry) if entry.value == "later");
         expect(later, &true)
+    })
+    .await;
+    eventually("a subscription goes on at a member", async || {
+        client.pubsub().publish("news", b"later").await.expect("a member takes it in");
+        let event = tokio::time::timeout(Duration::from_secs(1), subscription.next()).await;
+        let event = event.map_err(|_| "it tells nothing".to_owned())?.expect("no end");
+        let event = event.map_err(|error| error.to_string())?;
+        expect(matches!(event, SubscriptionEvent::Message(_)), &true)
     })
     .await;
     returned.close().await;

@@ -2,8 +2,9 @@
 //!
 //! A node that was removed while it was away is told so by nobody: the map that it has says that it is a member,
 //! and no newer one comes. What it holds of the storage would grow old and be served for ever, to reads of one
-//! replica and to watches. So a node to which the meta group has been silent for a while asks those that it
-//! knows, or that the operator named, and stops serving the storage when one of them has a newer map without it.
+//! replica and to watches, and its subscribers would hear nobody. So a node to which the meta group has been silent
+//! for a while asks those that it knows, or that the operator named, and stops serving storage and messages when one
+//! of them has a newer map without it.
 //!
 //! No proof is needed that the map is newer than the node's own admission: its own map, which names it, is older.
 
@@ -20,6 +21,7 @@ use super::{ClusterSlot, ask_for_members, trusted};
 use crate::cluster::Cluster;
 use crate::cluster::map::NodeState;
 use crate::kv::KvSlot;
+use crate::pubsub::PubSubSlot;
 
 /// Pause between two looks, and between two rounds of asking.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,6 +32,8 @@ pub struct Standing {
     pub cluster: ClusterSlot,
     /// What it must not serve when it is none any more.
     pub kv: KvSlot,
+    /// As well.
+    pub pubsub: PubSubSlot,
     /// The way to those that are asked.
     pub channels: Channels,
     /// Those that the operator named.
@@ -58,6 +62,7 @@ impl Standing {
                 if removed || !silent {
                     told = removed;
                     self.kv.set_refused(removed.then(reason));
+                    self.pubsub.set_refused(removed.then(reason));
                 }
             }
         };
