@@ -20,7 +20,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use clap::{Args, Subcommand};
+use debros_config::Config;
 
+use crate::cluster::{Cluster, Layout, node_program};
 use crate::steps::{cargo, run as run_program, step, target_folder};
 use form::Row;
 
@@ -101,11 +103,28 @@ pub(crate) trait System: Send {
     async fn stop(self: Box<Self>) -> Result<()>;
 }
 
-/// A program on the PATH, or where Debian puts servers.
-fn program(name: &str) -> Option<PathBuf> {
+/// A program on the PATH, or where Debian puts servers. Says so where there is none.
+fn program(name: &str, package: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    folders.map(|folder| folder.join(name)).find(|program| program.is_file())
+    let found = folders.map(|folder| folder.join(name)).find(|program| program.is_file());
+    if found.is_none() {
+        eprintln!("{name}: skipped, because there is no {name} on the PATH (Debian: {package})");
+    }
+    found
+}
+
+/// A cluster of the release build on an empty folder, started.
+async fn our_cluster(nodes: usize, differs: impl Fn(&mut Config)) -> Result<Cluster> {
+    let layout = Layout {
+        program: node_program(&target_folder(), "release"),
+        folder: target_folder().join("bench").join(OURS),
+        nodes,
+        keep_data: false,
+    };
+    let mut cluster = Cluster::prepare_with(layout, differs)?;
+    cluster.start_all().await?;
+    Ok(cluster)
 }
 
 /// Empties the folder in which a system keeps its data and its logs.

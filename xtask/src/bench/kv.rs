@@ -111,10 +111,7 @@ async fn peers(asked: &[Peer]) -> Result<Vec<Box<dyn KvSystem>>> {
             Peer::Etcd => ("etcd", "etcd-server"),
             Peer::NatsKv => ("nats-server", "nats-server"),
         };
-        let Some(program) = program(name) else {
-            eprintln!("{name}: skipped, because there is no {name} on the PATH (Debian: {package})");
-            continue;
-        };
+        let Some(program) = program(name, package) else { continue };
         systems.push(match peer {
             Peer::Etcd => Box::new(etcd::start(&program).await?),
             Peer::NatsKv => Box::new(nats::start(&program).await?),

@@ -151,13 +151,10 @@ trait Receiver: Send {
 pub(super) async fn run(options: &PubSubOptions) -> Result<()> {
     let common = &options.common;
     let mut systems: Vec<Box<dyn Messaging>> = vec![Box::new(debros::start().await?)];
-    if options.against.contains(&Peer::Nats) {
-        match program("nats-server") {
-            Some(program) => systems.push(Box::new(nats::start(&program).await?)),
-            None => {
-                eprintln!("nats: skipped, because there is no nats-server on the PATH (Debian: nats-server)")
-            }
-        }
+    if options.against.contains(&Peer::Nats)
+        && let Some(program) = program("nats-server", "nats-server")
+    {
+        systems.push(Box::new(nats::start(&program).await?));
     }
     let mut rows = Vec::new();
     for work in options.works.clone().unwrap_or_else(|| Work::value_variants().to_vec()) {

@@ -95,12 +95,10 @@ trait SqlSystem: Does<Work> {
 pub(super) async fn run(options: &SqlOptions) -> Result<()> {
     let common = &options.common;
     let mut systems: Vec<Box<dyn SqlSystem>> = vec![Box::new(debros::start().await?)];
-    match options.against {
-        Some(Peer::Etcd) => match program("etcd") {
-            Some(program) => systems.push(Box::new(etcd::start(&program).await?)),
-            None => eprintln!("etcd: skipped, because there is no etcd on the PATH (Debian: etcd-server)"),
-        },
-        None => {}
+    if let Some(Peer::Etcd) = options.against
+        && let Some(program) = program("etcd", "etcd-server")
+    {
+        systems.push(Box::new(etcd::start(&program).await?));
     }
     let works = options.works.clone().unwrap_or_else(|| Work::value_variants().to_vec());
     let mut rows = Vec::new();

@@ -2,15 +2,15 @@
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use debros_config::Config;
 use debros_sdk::{Client, GetOptions, ListOptions, Quorum, RemoteStorage, Storage, StorageOperation};
 
 use super::{KEYS, KvSystem, LISTED_KEYS, Work, key, random_key, random_prefix, value};
 use crate::bench::load::Session;
 use crate::bench::turns::Does;
-use crate::bench::{CONNECTIONS_MAX, OURS, System};
-use crate::cluster::{Cluster, Layout, node_program};
+use crate::bench::{CONNECTIONS_MAX, OURS, System, our_cluster};
+use crate::cluster::Cluster;
 use crate::membership;
-use crate::steps::target_folder;
 
 const APPLICATION: &str = "bench";
 /// Its puts are acknowledged before they are on disk.
@@ -19,15 +19,8 @@ const NODES: usize = 3;
 
 /// Starts a cluster on an empty folder and writes all keys.
 pub(super) async fn start() -> Result<Debros> {
-    let layout = Layout {
-        program: node_program(&target_folder(), "release"),
-        folder: target_folder().join("bench").join(OURS),
-        nodes: NODES,
-        keep_data: false,
-    };
-    let mut cluster =
-        Cluster::prepare_with(layout, |config| config.storage.relaxed_namespaces = vec![RELAXED.to_owned()])?;
-    cluster.start_all().await?;
+    let differs = |config: &mut Config| config.storage.relaxed_namespaces = vec![RELAXED.to_owned()];
+    let cluster = our_cluster(NODES, differs).await?;
     let clients = clients_of(&cluster, APPLICATION).await?;
     let relaxed = clients_of(&cluster, RELAXED).await?;
     for first in [&clients[0], &relaxed[0]] {

@@ -11,10 +11,9 @@ use debros_sdk::{
 };
 
 use super::{Member, Messaging, NODES, Receiver};
-use crate::bench::{OURS, System};
-use crate::cluster::{Cluster, Layout, node_program};
+use crate::bench::{OURS, System, our_cluster};
+use crate::cluster::Cluster;
 use crate::membership;
-use crate::steps::target_folder;
 
 const APPLICATION: &str = "bench";
 /// A request is answered within a millisecond or so.
@@ -22,15 +21,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts a cluster on an empty folder.
 pub(super) async fn start() -> Result<Debros> {
-    let layout = Layout {
-        program: node_program(&target_folder(), "release"),
-        folder: target_folder().join("bench").join(OURS),
-        nodes: NODES,
-        keep_data: false,
-    };
-    let mut cluster = Cluster::prepare(layout)?;
-    cluster.start_all().await?;
-    Ok(Debros { cluster })
+    Ok(Debros { cluster: our_cluster(NODES, |_| ()).await? })
 }
 
 /// A cluster of node processes.

@@ -7,10 +7,9 @@ use debros_sdk::{Client, Consistency, Database, Parameters, ReadOptions, RemoteD
 use super::{READ_ROWS, SqlSystem, TRANSACTION_ROWS, VALUE_BYTES, Work};
 use crate::bench::load::Session;
 use crate::bench::turns::Does;
-use crate::bench::{CONNECTIONS_MAX, OURS, System};
-use crate::cluster::{Cluster, Layout, node_program};
+use crate::bench::{CONNECTIONS_MAX, OURS, System, our_cluster};
+use crate::cluster::Cluster;
 use crate::membership;
-use crate::steps::target_folder;
 
 const APPLICATION: &str = "bench";
 const NODES: usize = 3;
@@ -24,13 +23,7 @@ const READ: &str = "SELECT value FROM known WHERE id = ?";
 
 /// Starts a cluster on an empty folder and writes what reads read.
 pub(super) async fn start() -> Result<Debros> {
-    let mut cluster = Cluster::prepare(Layout {
-        program: node_program(&target_folder(), "release"),
-        folder: target_folder().join("bench").join(OURS),
-        nodes: NODES,
-        keep_data: false,
-    })?;
-    cluster.start_all().await?;
+    let cluster = our_cluster(NODES, |_| ()).await?;
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
         clients.push(membership::client(&cluster, APPLICATION).await?);
