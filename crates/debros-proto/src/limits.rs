@@ -217,6 +217,8 @@ pub const SUBSCRIPTION_CREDIT_BYTES_MAX: u64 = 64 << 20;
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 20_000;
 /// Watches of who is present, of one session.
 pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
+/// Presence events that wait for an application in its process; past it the watch ends.
+pub const PRESENCE_EVENTS_MAX: usize = 65_536;
 /// Subscriptions of one node.
 pub const SUBSCRIPTIONS_MAX: usize = 200_000;
 /// Sessions of one node: each is a stream and a task.

@@ -49,7 +49,6 @@ pub(super) async fn run(shared: Arc<Shared>, node: NodeId, peer: PeerId, gone: C
             () = linked => {}
         }
     }
-    shared.router().close_link(node, 0);
 }
 
 /// One stream, until it breaks; says whether it ever stood.

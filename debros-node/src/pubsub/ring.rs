@@ -4,6 +4,7 @@
 //! Invariant: sequences grow by one with every message, over all namespaces, and entries are in their order.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,10 +60,10 @@ impl Nodes {
     }
 }
 
-/// One batch.
+/// What is to be remembered.
 #[derive(Debug)]
-pub(super) struct Entry {
-    /// Of its first message.
+pub(super) struct Batch {
+    /// Of its first message; the sequence is the next one of the ring.
     pub(super) head: RunHead,
     pub(super) namespace: Arc<str>,
     pub(super) messages: Bytes,
@@ -71,9 +72,23 @@ pub(super) struct Entry {
     pub(super) confirm: bool,
     /// It is for its destinations alone, not for those who ask later.
     pub(super) hidden: bool,
+}
+
+/// A batch in the ring.
+#[derive(Debug)]
+pub(super) struct Entry {
+    batch: Batch,
     /// Bytes that were ever added, up to the end of this one.
     pub(super) offset: u64,
     at: Instant,
+}
+
+impl Deref for Entry {
+    type Target = Batch;
+
+    fn deref(&self) -> &Batch {
+        &self.batch
+    }
 }
 
 impl Entry {
@@ -85,16 +100,6 @@ impl Entry {
     fn bytes(&self) -> usize {
         self.messages.len() + ENTRY_BYTES + self.segments.len() * SEGMENT_BYTES
     }
-}
-
-/// What is to be added; the ring gives the sequence.
-pub(super) struct Batch {
-    pub(super) head: RunHead,
-    pub(super) namespace: Arc<str>,
-    pub(super) messages: Bytes,
-    pub(super) segments: Vec<Segment>,
-    pub(super) confirm: bool,
-    pub(super) hidden: bool,
 }
 
 pub(super) struct Ring {
@@ -129,10 +134,8 @@ impl Ring {
 
     /// Adds a batch behind the last message.
     pub(super) fn add(&mut self, batch: Batch) {
-        let Batch { head, namespace, messages, segments, confirm, hidden } = batch;
-        debug_assert_eq!(head.sequence, self.last + 1);
-        let at = Instant::now();
-        let mut entry = Entry { head, namespace, messages, segments, confirm, hidden, offset: 0, at };
+        debug_assert_eq!(batch.head.sequence, self.last + 1);
+        let mut entry = Entry { batch, offset: 0, at: Instant::now() };
         self.last = entry.last();
         self.bytes += entry.bytes();
         self.offset += entry.bytes() as u64;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use debros_proto::{Failure, v1};
+use debros_proto::{Failure, limits, v1};
 use futures::stream::Stream;
 use futures::task::AtomicWaker;
 use v1::session_call::Call;
@@ -18,9 +18,6 @@ use super::subscription::Source;
 use crate::client::Client;
 use crate::error::Error;
 use crate::statement::too_large;
-
-/// Events that wait for an application; past it the watch ends.
-const PRESENCE_EVENTS_MAX: usize = 65_536;
 
 /// Somebody who is here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,8 +211,8 @@ impl Board {
 
 impl Told {
     fn tell(&mut self, event: PresenceEvent) {
-        if self.events.len() >= PRESENCE_EVENTS_MAX {
-            let (name, max) = ("PRESENCE_EVENTS_MAX", PRESENCE_EVENTS_MAX);
+        if self.events.len() >= limits::PRESENCE_EVENTS_MAX {
+            let (name, max) = ("PRESENCE_EVENTS_MAX", limits::PRESENCE_EVENTS_MAX);
             self.end.get_or_insert_with(|| Some(too_large(name, max, max + 1)));
             return;
         }

@@ -11,7 +11,7 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RwTxn, WithoutTls};
 use prost::Message;
 
-use super::journal::{Found, Journal};
+use super::journal::Journal;
 use super::layers::Layer;
 use super::{PartitionStates, StoreError};
 
@@ -162,19 +162,29 @@ impl Tables {
         usize::try_from(records).unwrap_or(usize::MAX).max(RECORDS_PER_TRANSACTION_MIN)
     }
 
-    /// As [`Self::apply`], in transactions that fit into the reserve, of which the last one notes the generation of
-    /// the journal that is applied. Stops when somebody else has applied it meanwhile: older records must not
-    /// come after newer ones.
+    /// As [`Self::apply`], in transactions that fit into the reserve.
     pub(super) fn apply_in_parts(&self, layer: &Layer, generation: u64) -> Result<(), StoreError> {
-        let data = layer.data.iter().map(|(place, record)| (&self.data, place, record));
-        let hints = layer.hints.iter().map(|(key, value)| (&self.hints, key, value));
-        let mut records = data.chain(hints).peekable();
+        let data = layer.data.iter().map(|(place, record)| (&self.data, &place[..], &record[..]));
+        let hints = layer.hints.iter().map(|(key, value)| (&self.hints, &key[..], &value[..]));
+        self.put_in_parts(data.chain(hints), generation, self.records_per_transaction())
+    }
+
+    /// Puts records, so many in a transaction, of which the last one notes the generation of the journal that is
+    /// applied. When one fails, all of it is put again. Stops when somebody else has applied the generation meanwhile:
+    /// older records must not come after newer ones.
+    fn put_in_parts<'r>(
+        &self,
+        records: impl Iterator<Item = (&'r Table, &'r [u8], &'r [u8])>,
+        generation: u64,
+        at_once: usize,
+    ) -> Result<(), StoreError> {
+        let mut records = records.peekable();
         loop {
             let mut txn = self.env.write_txn().map_err(failed)?;
             if self.applied(&txn)? >= generation {
                 return Ok(());
             }
-            for (table, key, value) in records.by_ref().take(self.records_per_transaction()) {
+            for (table, key, value) in records.by_ref().take(at_once) {
                 table.put(&mut txn, key, value).map_err(failed)?;
             }
             let last = records.peek().is_none();
@@ -206,31 +216,14 @@ impl Tables {
         let applied = self.applied(&*self.env.read_txn().map_err(failed)?)?;
         let (journal, found) = Journal::open(folder, applied).map_err(cannot)?;
         let generation = journal.generation() - 1;
-        match self.put_found(&found, generation, usize::MAX) {
-            Err(StoreError::Full) => self.put_found(&found, generation, self.records_per_transaction())?,
+        let records = || found.iter().map(|(place, record)| (&self.data, &place[..], &record[..]));
+        match self.put_in_parts(records(), generation, usize::MAX) {
+            Err(StoreError::Full) => {
+                self.put_in_parts(records(), generation, self.records_per_transaction())?;
+            }
             done => done?,
         }
         Ok(journal)
-    }
-
-    /// Puts what was found in the journal, so many records in a transaction. What was put is put again when a later
-    /// one fails.
-    fn put_found(&self, found: &[Found], generation: u64, at_once: usize) -> Result<(), StoreError> {
-        let mut parts = found.chunks(at_once).peekable();
-        loop {
-            let mut txn = self.env.write_txn().map_err(failed)?;
-            for (place, record) in parts.next().unwrap_or_default() {
-                self.data.put(&mut txn, place, record).map_err(failed)?;
-            }
-            let last = parts.peek().is_none();
-            if last {
-                self.set_applied(&mut txn, generation).map_err(failed)?;
-            }
-            txn.commit().map_err(failed)?;
-            if last {
-                return Ok(());
-            }
-        }
     }
 
     pub(super) fn is_lacking(&self, txn: &heed::RoTxn<'_>) -> Result<bool, StoreError> {
