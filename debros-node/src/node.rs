@@ -37,6 +37,7 @@ use crate::service::{
     Replicas, Standing, Storage, end_leases,
 };
 use crate::sql::{FailedFlush, SqlEngines};
+use crate::trace::{self, TraceError, TraceMetrics, TraceOptions, Tracer};
 
 /// What a node offers.
 const SERVICES: [&str; 3] = ["database", "storage", "pubsub"];
@@ -96,6 +97,8 @@ pub struct Settings {
     pub kv: KvOptions,
     /// Pub/sub.
     pub pubsub: PubSubOptions,
+    /// Traces; `None` for none.
+    pub tracing: Option<TraceOptions>,
 }
 
 /// Why a node cannot start.
@@ -125,6 +128,9 @@ pub enum StartError {
     /// The key-value storage cannot be opened.
     #[error(transparent)]
     Storage(#[from] StoreError),
+    /// Traces were asked for and cannot be sent.
+    #[error(transparent)]
+    Tracing(#[from] TraceError),
 }
 
 /// Why a running node must end.
@@ -177,6 +183,7 @@ struct Core {
     stop_clients: CancellationToken,
     stop: CancellationToken,
     tracker: TaskTracker,
+    tracer: Tracer,
 }
 
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
@@ -196,15 +203,19 @@ impl Node {
     pub async fn start(settings: Settings, environment: Environment) -> Result<Self, StartError> {
         let Environment { network, incoming, blocking, clock } = environment;
         let mut registry = Registry::default();
-        let rpc_metrics = RpcMetrics::register(&mut registry);
-        let http_metrics = HttpMetrics::register(&mut registry);
+        let tracker = TaskTracker::new();
+        let tracer = tracer(&settings, &*network, &mut registry, &tracker)?;
+        let rpc_metrics = RpcMetrics::register(&mut registry).with_tracer(tracer.clone());
+        let http_metrics = HttpMetrics::register(&mut registry).with_tracer(tracer.clone());
         let log_options = crate::metrics::observe_log(settings.log.clone(), &mut registry);
+        let log_options = log::Options { tracer: tracer.clone(), ..log_options };
 
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
         let kv_metrics = KvMetrics::register(&mut registry);
         let engines = (kv_metrics, PubSubMetrics::register(&mut registry));
-        let core = Core::open(&settings, log_options, engines, network, blocking, clock).await?;
+        let tracing = (tracer, tracker);
+        let core = Core::open(&settings, log_options, engines, network, (blocking, clock), tracing).await?;
         crate::metrics::register_groups(&mut registry, core.groups.clone());
 
         let discovery = core.discover(&settings, &rpc_metrics);
@@ -323,6 +334,7 @@ impl Node {
         within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
         core.kv.clear();
         core.pubsub.clear();
+        core.tracer.stop();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
         kv::close(core.kv_store).await;
@@ -336,10 +348,9 @@ impl Core {
         log: log::Options,
         (kv_metrics, pubsub_metrics): (KvMetrics, PubSubMetrics),
         network: Arc<dyn Network>,
-        blocking: Blocking,
-        clock: Clock,
+        (blocking, clock): (Blocking, Clock),
+        (tracer, tracker): (Tracer, TaskTracker),
     ) -> Result<Self, StartError> {
-        let tracker = TaskTracker::new();
         let channels = Channels::new(network.clone());
         let folder = &settings.database_folder;
         let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
@@ -398,6 +409,7 @@ impl Core {
             stop_clients: CancellationToken::new(),
             stop,
             tracker,
+            tracer,
         })
     }
 
@@ -445,7 +457,7 @@ impl Core {
             members.get().is_ok_and(|cluster| cluster.map().node_of_peer(&peer.to_string()).is_some())
         });
         let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()))
-            .add_service(ReplicaService::server(self.kv.clone(), is_member))
+            .add_service(ReplicaService::server(self.kv.clone(), is_member, self.tracer.clone()))
             .add_service(RoutingService::server(self.pubsub.clone()));
         let (stop_clients, stop_peers) = (self.stop_clients.clone(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
@@ -457,6 +469,7 @@ impl Core {
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
+        let client_routes = if self.tracer.is_on() { trace::route(client_routes) } else { client_routes };
         Servers {
             registers,
             clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
@@ -512,6 +525,19 @@ impl Core {
         tracker.spawn(self.clone().follow_map(identity));
         entered
     }
+}
+
+/// Records where somebody takes what is recorded.
+fn tracer(
+    settings: &Settings,
+    network: &dyn Network,
+    registry: &mut Registry,
+    tracker: &TaskTracker,
+) -> Result<Tracer, TraceError> {
+    let metrics = TraceMetrics::register(registry);
+    let Some(options) = &settings.tracing else { return Ok(Tracer::off()) };
+    let identity = trace::Identity { peer: network.local_peer().to_string(), zone: settings.zone.clone() };
+    Tracer::start(options, &identity, metrics, tracker)
 }
 
 async fn within<T>(limit: Duration, what: &'static str, work: impl Future<Output = T>) {

@@ -93,6 +93,11 @@ mod host;
 pub mod memory;
 mod network_info;
 mod nodes;
+#[cfg(feature = "otel")]
+mod otel;
+#[cfg(not(feature = "otel"))]
+#[path = "untraced.rs"]
+mod otel;
 mod pubsub;
 mod refresh;
 mod registers;

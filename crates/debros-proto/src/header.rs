@@ -4,6 +4,8 @@ use crate::v1;
 
 /// A request that says on whose behalf it acts.
 pub trait HasHeader {
+    /// The message's name.
+    const MESSAGE: &'static str;
     /// The header; `None` when the sender left it out, which every service refuses.
     fn header(&self) -> Option<&v1::RequestHeader>;
     /// The place to put a header into.
@@ -13,6 +15,7 @@ pub trait HasHeader {
 macro_rules! has_header {
     ($($message:ident),* $(,)?) => {$(
         impl HasHeader for v1::$message {
+            const MESSAGE: &'static str = stringify!($message);
             fn header(&self) -> Option<&v1::RequestHeader> {
                 self.header.as_ref()
             }

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
+use crate::trace::{KeyValue, Root, SpanKind, Tracer};
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodLabels {
     method: &'static str,
@@ -30,6 +32,7 @@ pub struct RpcMetrics {
     requests: Family<OutcomeLabels, Counter>,
     duration: Family<MethodLabels, Histogram>,
     under_way: Gauge,
+    tracer: Tracer,
 }
 
 /// Around the service levels of 100 ms and 500 ms, in seconds.
@@ -41,7 +44,12 @@ impl RpcMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let new: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
         let duration = Family::new_with_constructor(new);
-        let metrics = Self { requests: Family::default(), duration, under_way: Gauge::default() };
+        let metrics = Self {
+            requests: Family::default(),
+            duration,
+            under_way: Gauge::default(),
+            tracer: Tracer::off(),
+        };
         registry.register(
             "debros_rpc_requests",
             "gRPC requests by method and error code",
@@ -54,6 +62,11 @@ impl RpcMetrics {
         );
         registry.register("debros_rpc_under_way", "gRPC requests being answered", metrics.under_way.clone());
         metrics
+    }
+
+    /// The same, and every request is the local root of a trace.
+    pub fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// How many requests are under way.
@@ -81,16 +94,57 @@ impl RpcMetrics {
         let span = tracing::debug_span!("rpc", method, namespace);
         let started = Instant::now();
         let _under_way = UnderWay::start(&self.under_way);
-        let result = answer.instrument(span).await;
+        let root =
+            Root { name: method, kind: SpanKind::Server, attributes: || attributes(method, namespace) };
+        let answer = async {
+            let result = answer.await;
+            if let Err(failure) = &result
+                && failure.code == ErrorCode::Internal
+            {
+                tracing::error!(method, %failure, "a request failed on an internal error");
+            }
+            result
+        };
+        let result = self.tracer.request(root, answer.instrument(span), failed).await;
         let code = result.as_ref().map_or_else(|failure| code_name(failure.code), |_| "OK");
         self.requests.get_or_create(&OutcomeLabels { method, code }).inc();
         self.duration.get_or_create(&MethodLabels { method }).observe(started.elapsed().as_secs_f64());
-        if let Err(failure) = &result
-            && failure.code == ErrorCode::Internal
-        {
-            tracing::error!(method, %failure, "a request failed on an internal error");
-        }
         result
+    }
+}
+
+/// The code that makes a request a failed one. Being sent to the leader, or told of a newer map, is none: whoever asked
+/// goes on by it.
+fn failed<T>(result: &Result<T, Failure>) -> Option<&'static str> {
+    match result.as_ref().err()?.code {
+        ErrorCode::NotLeader | ErrorCode::StaleEpoch => None,
+        code => Some(code_name(code)),
+    }
+}
+
+/// What a request's span tells, by the semantic conventions.
+fn attributes(method: &'static str, namespace: &str) -> Vec<KeyValue> {
+    let mut attributes = vec![KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
+    let namespace = namespace.to_owned();
+    match system_of(method) {
+        Some(system) => attributes.extend([
+            KeyValue::new("db.system.name", system),
+            KeyValue::new("db.operation.name", method),
+            KeyValue::new("db.namespace", namespace),
+        ]),
+        None => attributes.push(KeyValue::new("debros.namespace", namespace)),
+    }
+    attributes
+}
+
+/// The database that a method is about.
+fn system_of(method: &str) -> Option<&'static str> {
+    match method {
+        "Execute" | "Query" | "OpenSession" | "CreateDatabase" | "DropDatabase" | "ListDatabases" => {
+            Some("sqlite")
+        }
+        _ if method.starts_with("Storage") || method.starts_with("Register") => Some("debros"),
+        _ => None,
     }
 }
 

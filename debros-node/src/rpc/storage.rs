@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use debros_net::calls::Answers;
-use debros_proto::{Failure, limits, v1};
+use debros_proto::{Failure, TraceContext, limits, v1};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
@@ -16,6 +16,7 @@ use super::database::namespace;
 use super::meter::RpcMetrics;
 use super::principal;
 use crate::service::{Principal, Storage};
+use crate::trace::under;
 
 struct Service {
     storage: Storage,
@@ -84,7 +85,7 @@ async fn answer(
     principal: Principal,
     call: v1::StorageCall,
 ) -> Vec<v1::StorageReply> {
-    let v1::StorageCall { id, request } = call;
+    let v1::StorageCall { id, request, trace } = call;
     let outcome = match request {
         None => Err(Failure::invalid("a call without a request")),
         Some(request) => {
@@ -96,7 +97,9 @@ async fn answer(
                 None => "Storage",
             };
             let namespace = namespace(&request);
-            metrics.measure_call(method, &namespace, storage.operate(&principal, request)).await
+            let parent = trace.and_then(TraceContext::from_wire);
+            let operated = metrics.measure_call(method, &namespace, storage.operate(&principal, request));
+            under(parent, operated).await
         }
     };
     let outcome = match outcome {
