@@ -30,5 +30,5 @@ pub use opentelemetry::trace::SpanKind;
 pub use options::TraceOptions;
 pub use parent::{carrying, from_headers, route, under};
 pub use record::{Moment, Record};
-pub use request::{Child, Root, child, current, outgoing};
+pub use request::{Child, Root, child, keep, recorded};
 pub use tracer::{Identity, Tracer};

@@ -137,6 +137,7 @@ calls! {
     cluster: disconnect_peer(DisconnectPeerRequest) -> DisconnectPeerResponse;
     cluster: leave(LeaveRequest) -> LeaveResponse;
     cluster: initialise(InitialiseRequest) -> InitialiseResponse;
+    cluster: log_level(LogLevelRequest) -> LogLevelResponse;
     pubsub: topics(TopicsRequest) -> TopicsResponse;
     pubsub: present(PresentRequest) -> PresentResponse;
     storage: layout(LayoutRequest) -> LayoutResponse;

@@ -106,6 +106,15 @@ impl Kind {
         }
     }
 
+    /// The filter of the log that a text stands for, in its normal form, for programs that change it while they run.
+    ///
+    /// # Errors
+    /// What was expected, in words.
+    pub fn log_filter(text: &str) -> Result<String, String> {
+        let filter = Kind::LogFilter.parse(text)?;
+        Ok(filter.as_str().unwrap_or_default().to_owned())
+    }
+
     /// The value that a text stands for, in its normal form, or why it stands for none. For a list, one item.
     pub(crate) fn parse(self, text: &str) -> Result<Value, String> {
         self.normal(text).map_err(|detail| {

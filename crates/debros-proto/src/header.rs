@@ -46,6 +46,7 @@ has_header!(
     DisconnectPeerRequest,
     LeaveRequest,
     InitialiseRequest,
+    LogLevelRequest,
     JoinRequest,
     ProposeRequest,
     RegisterWriteRequest,

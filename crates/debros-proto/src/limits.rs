@@ -251,6 +251,9 @@ pub const PEER_RECORD_BYTES_MAX: usize = 4096;
 /// Addresses kept of one peer.
 pub const PEER_ADDRESSES_MAX: usize = 32;
 
+/// The filter of a node's log: a level, and some targets with levels of their own.
+pub const LOG_LEVEL_BYTES_MAX: usize = 1024;
+
 /// Spans that a process remembers of one request until it ends; more are counted and lost.
 pub const TRACE_SPANS_PER_REQUEST_MAX: usize = 128;
 /// Requests' spans that wait for the collector: some seconds of a busy node at the default ratio.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
-use crate::trace::{KeyValue, Root, SpanKind, Tracer};
+use crate::trace::{KeyValue, Root, SpanKind, Tracer, keep};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodLabels {
@@ -101,6 +101,7 @@ impl RpcMetrics {
             if let Err(failure) = &result
                 && failure.code == ErrorCode::Internal
             {
+                keep();
                 tracing::error!(method, %failure, "a request failed on an internal error");
             }
             result

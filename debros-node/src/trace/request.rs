@@ -3,6 +3,7 @@
 //! The request of a task is a task-local, so that whatever works for it can add a span without being handed one. A
 //! child may outlive its request: it is then kept if the request was.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use debros_proto::{TraceContext, limits};
@@ -33,6 +34,8 @@ struct Request {
     context: TraceContext,
     parent: Option<TraceContext>,
     began: Moment,
+    /// It is kept, whatever was decided at its beginning.
+    keep: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -54,7 +57,7 @@ impl Request {
         let sampled = parent.map_or_else(|| shared.samples(trace), |parent| parent.sampled);
         let context = TraceContext { trace, span: new_span(), sampled };
         let state = Mutex::new(State::UnderWay { ended: Vec::new(), dropped: 0 });
-        Self { shared, context, parent, began: Moment::now(), state }
+        Self { shared, context, parent, began: Moment::now(), keep: AtomicBool::new(false), state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -75,7 +78,7 @@ impl Request {
     fn end<A: FnOnce() -> Vec<KeyValue>>(&self, root: Root<A>, error: Option<&'static str>) {
         let took = self.began.elapsed();
         let slow = took >= self.shared.slow();
-        let kept = self.context.sampled || slow || error.is_some();
+        let kept = self.context.sampled || slow || error.is_some() || self.keep.load(Ordering::Relaxed);
         let before = std::mem::replace(&mut *self.state(), State::Ended { kept });
         let State::UnderWay { mut ended, dropped } = before else { return };
         if !kept {
@@ -135,17 +138,19 @@ pub(super) async fn run<T>(
     result
 }
 
-/// The request that this task works for: the context under which others may record what they do for it. `None`
-/// unless it is sampled.
-pub fn current() -> Option<TraceContext> {
-    let context = CURRENT.try_with(|request| request.context).ok()?;
-    context.sampled.then_some(context)
+/// Says that the request which this task works for is kept: it has failed, and what is logged of it from now on names
+/// its trace.
+pub fn keep() {
+    let _ = CURRENT.try_with(|request| request.keep.store(true, Ordering::Relaxed));
 }
 
-/// The context to send along with a call to another process, sampled or not. A request has one wherever requests
-/// are traced.
-pub fn outgoing() -> Option<TraceContext> {
-    CURRENT.try_with(|request| request.context).ok()
+/// The request of this task, where it is certain that it can be found by its trace.
+pub fn recorded() -> Option<TraceContext> {
+    let found = |request: &Arc<Request>| {
+        let recorded = request.context.sampled || request.keep.load(Ordering::Relaxed);
+        recorded.then_some(request.context)
+    };
+    CURRENT.try_with(found).ok().flatten()
 }
 
 /// Begins a part of the request that this task works for; it ends when it is dropped.
@@ -167,7 +172,8 @@ struct Begun {
 }
 
 impl Child {
-    /// The context to send along with a call that this part is; see [`outgoing`].
+    /// The context to send along with a call that this part is, sampled or not. There is one wherever requests are
+    /// traced.
     pub fn context(&self) -> Option<TraceContext> {
         self.0.as_ref().map(|begun| begun.record.context)
     }

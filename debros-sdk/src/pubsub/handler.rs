@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::task::JoinSet;
 use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
 
 use super::message::{Message, SubscriptionEvent};
 use super::subscription::Subscription;
@@ -40,7 +41,8 @@ impl HandledSubscription {
         let pattern = subscription.pattern().to_owned();
         let counts = Arc::<Counts>::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(handle(subscription, handler, Arc::clone(&counts)));
+        // What handlers log goes where the application's log went when it subscribed.
+        tasks.spawn(handle(subscription, handler, Arc::clone(&counts)).with_current_subscriber());
         Self { pattern, counts, tasks }
     }
 
