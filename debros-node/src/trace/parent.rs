@@ -4,10 +4,10 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use axum::http::{HeaderMap, Request};
 use axum::response::Response;
 use debros_proto::TraceContext;
 use debros_proto::trace::TRACEPARENT;
-use http::{HeaderMap, Request};
 use tokio::task::futures::TaskLocalFuture;
 use tonic::service::Routes;
 use tower::{Layer, Service};
