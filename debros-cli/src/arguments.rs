@@ -138,6 +138,9 @@ pub(crate) enum Command {
     /// Members of the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// The connected node itself
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Databases of the namespace
     #[command(subcommand)]
     Database(DatabaseCommand),
@@ -226,6 +229,24 @@ pub(crate) enum ClusterCommand {
     /// Initialise a new cluster at the connected node, once
     #[command(after_help = "JSON: {\"cluster_id\"}\nRefused where a cluster exists already.")]
     Init,
+}
+
+const LOG_LEVEL_HELP: &str = "\
+JSON: {\"level\", \"before\"}
+
+Examples:
+  debros node log-level                               what the connected node logs
+  debros node log-level info,debros_node::raft=debug  more of one module
+  debros -b /ip4/10.0.0.7/tcp/4001 node log-level warn";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Show what the node logs, or change it until the node is started again
+    #[command(after_help = LOG_LEVEL_HELP)]
+    LogLevel {
+        /// error, warn, info, debug or trace, or a list of target=level with commas
+        level: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,14 +5,16 @@ use std::io::Write;
 
 use clap::CommandFactory;
 use debros_sdk::{
-    ConnectedNode, CreateOptions, Database, Error, Health, NetworkInfo, ReadOptions, RemoteDatabase, check,
+    ConnectedNode, CreateOptions, Database, Error, Health, LogLevel, NetworkInfo, ReadOptions,
+    RemoteDatabase, check,
 };
 use serde_json::{Value as Json, json};
 
 use crate::arguments::pubsub::PubSubCommand;
 use crate::arguments::storage::StorageCommand;
 use crate::arguments::{
-    Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query, ShellOptions,
+    Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, NodeCommand, Query,
+    ShellOptions,
 };
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
@@ -53,6 +55,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Shell(options) => shell::run(&global, &connection, &options.options).await,
         Command::Cluster(command) => cluster(&global, &connection, command).await,
+        Command::Node(command) => node(&global, &connection, command).await,
         Command::Database(command) => database(&global, &connection, command).await,
         Command::Registers(command) => registers::run(&global, &connection, command).await,
         Command::Completions { .. } | Command::Storage(_) | Command::PubSub(_) => {
@@ -204,6 +207,15 @@ async fn cluster(global: &Global, connection: &Connection, command: ClusterComma
             print(global.format, || format!("initialised cluster {id}"), || json!({"cluster_id": id}))
         }
     }
+}
+
+async fn node(global: &Global, connection: &Connection, command: NodeCommand) -> Result<(), Failure> {
+    let NodeCommand::LogLevel { level } = command;
+    let action = if level.is_some() { "change what the node logs" } else { "read what the node logs" };
+    let found = connection.client.cluster().log_level(level.as_deref()).await.map_err(failed(action))?;
+    let LogLevel { level: now, before } = &found;
+    let for_people = || if level.is_some() { format!("{now} (was {before})") } else { now.clone() };
+    print(global.format, for_people, || json!({"level": now, "before": before}))
 }
 
 /// The member that the connected node is. Told before it leaves, so that nobody wonders which it was.

@@ -26,6 +26,7 @@ mod repair;
 mod replica;
 mod server;
 mod store;
+mod traces;
 mod transition;
 mod tree;
 mod watch;

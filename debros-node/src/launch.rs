@@ -24,6 +24,7 @@ use crate::metrics::{self, Exposition};
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
 use crate::pubsub::PubSubOptions;
 use crate::raft::{RaftOptions, log};
+use crate::trace::TraceOptions;
 
 /// Why a node cannot be launched. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -240,6 +241,7 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
         log: log::Options::default(),
         kv: kv_options(&config.storage),
         pubsub: PubSubOptions::default(),
+        tracing: TraceOptions::new(config, |name| std::env::var(name).ok()),
     })
 }
 

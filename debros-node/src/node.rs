@@ -39,6 +39,7 @@ use crate::service::{
     Replicas, Standing, Storage, bound_watches, end_leases, register_disks,
 };
 use crate::sql::{self, FailedFlush, SqlEngines, SqlMetrics};
+use crate::trace::{self, TraceError, TraceMetrics, TraceOptions, Tracer};
 
 /// What a node offers.
 const SERVICES: [&str; 3] = ["database", "storage", "pubsub"];
@@ -98,6 +99,8 @@ pub struct Settings {
     pub kv: KvOptions,
     /// Pub/sub.
     pub pubsub: PubSubOptions,
+    /// Traces; `None` for none.
+    pub tracing: Option<TraceOptions>,
 }
 
 /// Why a node cannot start.
@@ -127,6 +130,9 @@ pub enum StartError {
     /// The key-value storage cannot be opened.
     #[error(transparent)]
     Storage(#[from] StoreError),
+    /// Traces were asked for and cannot be sent.
+    #[error(transparent)]
+    Tracing(#[from] TraceError),
 }
 
 /// Why a running node must end.
@@ -179,6 +185,7 @@ struct Core {
     stop_clients: CancellationToken,
     stop: CancellationToken,
     tracker: TaskTracker,
+    tracer: Tracer,
 }
 
 /// What the engines count and measure while they work.
@@ -224,13 +231,16 @@ impl Node {
         let Environment { network, incoming, blocking, clock } = environment;
         let mut registry = Registry::default();
         let bounds = Bounds::register(&mut registry);
-        let rpc_metrics = RpcMetrics::register(&mut registry);
-        let http_metrics = HttpMetrics::register(&mut registry);
-        let metrics = EngineMetrics::register(&mut registry, &rpc_metrics, &settings.log);
+        let tracker = TaskTracker::new();
+        let tracer = tracer(&settings, &*network, &mut registry, &tracker)?;
+        let rpc_metrics = RpcMetrics::register(&mut registry).with_tracer(tracer.clone());
+        let http_metrics = HttpMetrics::register(&mut registry).with_tracer(tracer.clone());
+        let log = log::Options { tracer: tracer.clone(), ..settings.log.clone() };
+        let metrics = EngineMetrics::register(&mut registry, &rpc_metrics, &log);
 
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
-        let core = Core::open(&settings, metrics, network, blocking, clock).await?;
+        let core = Core::open(&settings, metrics, network, (blocking, clock), (tracer, tracker)).await?;
         core.register_readings(&mut registry, &bounds);
 
         let on_found = metrics::register_discovery(&mut registry);
@@ -350,6 +360,7 @@ impl Node {
         within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
         core.kv.clear();
         core.pubsub.clear();
+        core.tracer.stop();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
         kv::close(core.kv_store).await;
@@ -362,10 +373,9 @@ impl Core {
         settings: &Settings,
         metrics: EngineMetrics,
         network: Arc<dyn Network>,
-        blocking: Blocking,
-        clock: Clock,
+        (blocking, clock): (Blocking, Clock),
+        (tracer, tracker): (Tracer, TaskTracker),
     ) -> Result<Self, StartError> {
-        let tracker = TaskTracker::new();
         let channels = Channels::new(network.clone());
         let folder = &settings.database_folder;
         let EngineMetrics { log, raft, sql, kv: kv_metrics, pubsub: pubsub_metrics } = metrics;
@@ -426,6 +436,7 @@ impl Core {
             stop_clients: CancellationToken::new(),
             stop,
             tracker,
+            tracer,
         })
     }
 
@@ -493,7 +504,7 @@ impl Core {
             members.get().is_ok_and(|cluster| cluster.map().node_of_peer(&peer.to_string()).is_some())
         });
         let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()))
-            .add_service(ReplicaService::server(self.kv.clone(), is_member))
+            .add_service(ReplicaService::server(self.kv.clone(), is_member, self.tracer.clone()))
             .add_service(RoutingService::server(self.pubsub.clone()));
         let (stop_clients, stop_peers) = (self.stop_clients.clone(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
@@ -506,6 +517,7 @@ impl Core {
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
+        let client_routes = if self.tracer.is_on() { trace::route(client_routes) } else { client_routes };
         Servers {
             registers,
             clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
@@ -561,6 +573,19 @@ impl Core {
         tracker.spawn(self.clone().follow_map(identity));
         entered
     }
+}
+
+/// Records where somebody takes what is recorded.
+fn tracer(
+    settings: &Settings,
+    network: &dyn Network,
+    registry: &mut Registry,
+    tracker: &TaskTracker,
+) -> Result<Tracer, TraceError> {
+    let metrics = TraceMetrics::register(registry);
+    let Some(options) = &settings.tracing else { return Ok(Tracer::off()) };
+    let identity = trace::Identity { peer: network.local_peer().to_string(), zone: settings.zone.clone() };
+    Tracer::start(options, &identity, metrics, tracker)
 }
 
 async fn within<T>(limit: Duration, what: &'static str, work: impl Future<Output = T>) {

@@ -61,6 +61,7 @@ has_header!(
     DisconnectPeerRequest,
     LeaveRequest,
     InitialiseRequest,
+    LogLevelRequest,
     JoinRequest,
     ProposeRequest,
     RegisterWriteRequest,

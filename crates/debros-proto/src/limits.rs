@@ -259,5 +259,15 @@ pub const PEER_RECORD_BYTES_MAX: usize = 4096;
 /// Addresses kept of one peer.
 pub const PEER_ADDRESSES_MAX: usize = 32;
 
+/// The filter of a node's log: a level, and some targets with levels of their own.
+pub const LOG_LEVEL_BYTES_MAX: usize = 1024;
+
+/// Spans that a process remembers of one request until it ends; more are counted and lost.
+pub const TRACE_SPANS_PER_REQUEST_MAX: usize = 128;
+/// Requests' spans that wait for the collector: some seconds of a busy node at the default ratio.
+pub const TRACE_REPORTS_QUEUED_MAX: usize = 4096;
+/// Spans in one request to the collector, but for those of the last request that fits.
+pub const TRACE_SPANS_PER_EXPORT: usize = 512;
+
 /// Disk space kept free: below it a node reports `disk full` and leaders refuse writes.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;

@@ -4,6 +4,7 @@
 //! most two clusters run at a time. Nothing sleeps: tests wait for what they expect, with a deadline.
 
 mod admission;
+mod collector;
 mod formation;
 mod garbage;
 mod health;
@@ -24,3 +25,4 @@ mod sql;
 mod start;
 mod storage;
 mod support;
+mod traces;

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use debros_config::{Config, NodeType};
+use debros_config::{Config, NodeType, Tracing};
 use debros_node::launch::{LaunchError, Launched, launch_with};
 use debros_node::node::Settings;
 use debros_sdk::{Client, ClientBuilder, Consistency, Database, ReadOptions, params};
@@ -80,6 +80,7 @@ pub(crate) struct Cluster {
     places: Vec<Place>,
     adjust: Adjust,
     secret: Option<PathBuf>,
+    tracing: Tracing,
     folder: TempDir,
     _turn: SemaphorePermit<'static>,
 }
@@ -90,7 +91,8 @@ impl Cluster {
         log_for_people();
         let turn = TURNS.acquire().await.expect("never closed");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { places: Vec::new(), adjust: |_| {}, secret: None, folder, _turn: turn }
+        let tracing = Tracing::default();
+        Self { places: Vec::new(), adjust: |_| {}, secret: None, tracing, folder, _turn: turn }
     }
 
     /// A cluster of so many nodes, all members and connected.
@@ -121,6 +123,16 @@ impl Cluster {
         cluster
     }
 
+    /// The same whose nodes trace.
+    pub(crate) async fn traced(nodes: usize, tracing: Tracing) -> Self {
+        let mut cluster = Self { tracing, ..Self::empty().await };
+        for _ in 0..nodes {
+            cluster.add().await;
+        }
+        cluster.formed().await;
+        cluster
+    }
+
     /// The folder under which everything of the cluster is.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -133,6 +145,7 @@ impl Cluster {
         let bootstrap: Vec<String> = self.running().next().map(address_of).into_iter().collect();
         let mut config = configuration(&folder, &bootstrap);
         config.security.cluster_secret_file.clone_from(&self.secret);
+        config.tracing.clone_from(&self.tracing);
         self.places.push(Place { config, running: None });
         self.start(index).await.expect("the node starts");
         index

@@ -22,7 +22,8 @@ pub(crate) fn workspace() -> PathBuf {
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("DEBROS_") || name == "LOG_LEVEL" {
+        let text = name.to_string_lossy();
+        if text.starts_with("DEBROS_") || text.starts_with("OTEL_") || name == "LOG_LEVEL" {
             command.env_remove(name);
         }
     }

@@ -385,6 +385,7 @@ impl Machine {
                 ..KvOptions::default()
             },
             pubsub: self.tuning.pubsub,
+            tracing: None,
         }
     }
 }
