@@ -99,8 +99,13 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Probe the nodes and the database; exit code 4 when unhealthy
     #[command(after_help = "JSON: {\"status\", \"response_time_us\", \"last_updated_unix_ms\", \
-                            \"checks\": {NAME: {\"status\", \"message\", \"took_us\"}}}")]
-    Health,
+                            \"checks\": {NAME: {\"status\", \"message\", \"took_us\", \"next_step\"}}}\n\
+                            docs/health.md explains the checks.")]
+    Health {
+        /// Show every check of every node, and what to do about those that are not well
+        #[arg(short, long)]
+        verbose: bool,
+    },
     /// List the peers of the connected node
     #[command(after_help = "JSON: {\"peers\": [{\"id\", \"node_id\", \"addresses\", \"connected\", \
                             \"last_seen_unix_ms\", \"services\", \"version\", \"zone\", \"round_trip_us\"}]}")]
@@ -108,7 +113,7 @@ pub(crate) enum Command {
     /// Show the connected node's status and its Raft groups
     #[command(
         after_help = "JSON: {\"node_id\", \"member_id\", \"cluster_id\", \"version\", \"zone\", \"epoch\", \
-                            \"connected\", \"peer_count\", \"database_size\", \"uptime_seconds\", \
+                            \"connected\", \"peer_count\", \"database_size\", \"disk_free_bytes\", \"uptime_seconds\", \
                             \"listen_addresses\", \"groups\": [..], \"warnings\"}"
     )]
     Status,

@@ -6,6 +6,7 @@ mod commands;
 mod connection;
 mod failure;
 mod format;
+mod health;
 mod json;
 mod parameter;
 mod pubsub;

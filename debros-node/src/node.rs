@@ -33,8 +33,8 @@ use crate::raft::log::{self, LogError, LogStore};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Messages, Registers,
-    Replicas, Standing, Storage, end_leases,
+    Activity, ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, HealthParts, Members,
+    Messages, ProbeMetrics, Prober, ProberParts, Registers, Replicas, Standing, Storage, end_leases,
 };
 use crate::sql::{FailedFlush, SqlEngines};
 
@@ -96,6 +96,8 @@ pub struct Settings {
     pub kv: KvOptions,
     /// Pub/sub.
     pub pubsub: PubSubOptions,
+    /// How often the node probes what users get; `None` is never.
+    pub probe_interval: Option<Duration>,
 }
 
 /// Why a node cannot start.
@@ -167,6 +169,7 @@ struct Core {
     members: Members,
     replicas: Replicas,
     disk: DiskState,
+    prober: Prober,
     health: Health,
     databases: Databases,
     kv: KvSlot,
@@ -177,6 +180,13 @@ struct Core {
     stop_clients: CancellationToken,
     stop: CancellationToken,
     tracker: TaskTracker,
+}
+
+/// What engines and the prober count.
+struct EngineMetrics {
+    kv: KvMetrics,
+    pubsub: PubSubMetrics,
+    probe: ProbeMetrics,
 }
 
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
@@ -203,7 +213,11 @@ impl Node {
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
         let kv_metrics = KvMetrics::register(&mut registry);
-        let engines = (kv_metrics, PubSubMetrics::register(&mut registry));
+        let engines = EngineMetrics {
+            kv: kv_metrics,
+            pubsub: PubSubMetrics::register(&mut registry),
+            probe: ProbeMetrics::register(&mut registry),
+        };
         let core = Core::open(&settings, log_options, engines, network, blocking, clock).await?;
         crate::metrics::register_groups(&mut registry, core.groups.clone());
 
@@ -217,6 +231,9 @@ impl Node {
             network: core.network.clone(),
             discovery: discovery.clone(),
             health: core.health.clone(),
+            prober: core.prober.clone(),
+            disk: core.disk.clone(),
+            activity: core.activity(&rpc_metrics),
             clock: core.clock.clone(),
             zone: settings.zone.clone(),
             started: Instant::now(),
@@ -334,7 +351,7 @@ impl Core {
     async fn open(
         settings: &Settings,
         log: log::Options,
-        (kv_metrics, pubsub_metrics): (KvMetrics, PubSubMetrics),
+        metrics: EngineMetrics,
         network: Arc<dyn Network>,
         blocking: Blocking,
         clock: Clock,
@@ -375,8 +392,26 @@ impl Core {
             settings.replication_factor,
             disk.clone(),
         );
-        let health =
-            Health::new(cluster.clone(), replicas.clone(), disk.clone(), clock.clone(), network.clone());
+        let (kv, pubsub) = (KvSlot::default(), PubSubSlot::default());
+        let EngineMetrics { kv: kv_metrics, pubsub: pubsub_metrics, probe } = metrics;
+        let prober = Prober::new(ProberParts {
+            cluster: cluster.clone(),
+            databases: databases.clone(),
+            storage: Storage::new(kv.clone(), disk.clone()),
+            messages: Messages::new(pubsub.clone()),
+            channels: channels.clone(),
+            metrics: probe,
+            interval: settings.probe_interval,
+        });
+        let health = Health::new(HealthParts {
+            cluster: cluster.clone(),
+            replicas: replicas.clone(),
+            kv: kv.clone(),
+            disk: disk.clone(),
+            clock: clock.clone(),
+            network: network.clone(),
+            prober: prober.clone(),
+        });
         let stop = CancellationToken::new();
         Ok(Self {
             network,
@@ -388,12 +423,13 @@ impl Core {
             members,
             replicas,
             disk,
+            prober,
             health,
             databases,
-            kv: KvSlot::default(),
+            kv,
             kv_store,
             kv_metrics,
-            pubsub: PubSubSlot::default(),
+            pubsub,
             pubsub_metrics,
             stop_clients: CancellationToken::new(),
             stop,
@@ -429,6 +465,21 @@ impl Core {
                 client: false,
                 disk_low: disk.is_low(),
             }
+        })
+    }
+
+    /// What the engines have answered, as the status tells it.
+    fn activity(&self, metrics: &RpcMetrics) -> Activity {
+        let (metrics, pubsub) = (metrics.clone(), self.pubsub_metrics.clone());
+        Arc::new(move || {
+            let (published, delivered) = pubsub.totals();
+            let messages = v1::EngineActivity {
+                engine: "pubsub".to_owned(),
+                requests: published,
+                delivered,
+                ..Default::default()
+            };
+            metrics.activity().chain([messages]).collect()
         })
     }
 
@@ -504,6 +555,7 @@ impl Core {
         tracker.spawn(standing.run(stop.clone()));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
+        tracker.spawn(self.prober.clone().run(stop.clone()));
         tracker.spawn(end_leases(self.replicas.clone(), stop.clone()));
         let disks = [settings.database_folder, settings.storage_folder];
         tracker.spawn(self.disk.clone().watch(disks, self.blocking.clone(), stop.clone()));

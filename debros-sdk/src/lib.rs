@@ -93,6 +93,7 @@ mod host;
 pub mod memory;
 mod network_info;
 mod nodes;
+mod overview;
 mod pubsub;
 mod refresh;
 mod registers;
@@ -118,6 +119,7 @@ pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,
 };
+pub use overview::{EngineActivity, NodeAnswer, NodeOverview, Overview};
 pub use pubsub::batch::{MessageBatch, Outgoing};
 pub use pubsub::encrypted::EncryptedPubSub;
 pub use pubsub::extension::PubSubExt;

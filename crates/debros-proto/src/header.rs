@@ -45,6 +45,7 @@ has_header!(
     InitialiseRequest,
     JoinRequest,
     ProposeRequest,
+    CanaryRequest,
     RegisterWriteRequest,
     RegisterGetRequest,
     RegisterListRequest,

@@ -48,6 +48,11 @@ impl PubSubMetrics {
         metrics
     }
 
+    /// Messages taken in from this node's clients, and handed to them.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.published.get(), self.delivered.get())
+    }
+
     pub(super) fn published(&self, count: u64) {
         self.published.inc_by(count);
     }

@@ -110,4 +110,12 @@ impl Membership for Service {
         let namespace = namespace(&request);
         self.metrics.measure("Propose", &namespace, self.cluster.propose(&principal, request)).await
     }
+    async fn canary(
+        &self,
+        request: Request<v1::CanaryRequest>,
+    ) -> Result<Response<v1::CanaryResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let namespace = namespace(&request);
+        self.metrics.measure("Canary", &namespace, self.cluster.canary(&principal, &request)).await
+    }
 }

@@ -1,8 +1,9 @@
 //! Rate, errors and duration of every gRPC method, and one span per request.
 
 use std::future::Future;
+use std::sync::Arc;
 
-use debros_proto::{ErrorCode, Failure};
+use debros_proto::{ErrorCode, Failure, v1};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +13,8 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
+
+use super::activity::Activities;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodLabels {
@@ -30,6 +33,7 @@ pub struct RpcMetrics {
     requests: Family<OutcomeLabels, Counter>,
     duration: Family<MethodLabels, Histogram>,
     under_way: Gauge,
+    engines: Arc<Activities>,
 }
 
 /// Around the service levels of 100 ms and 500 ms, in seconds.
@@ -41,7 +45,12 @@ impl RpcMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let new: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
         let duration = Family::new_with_constructor(new);
-        let metrics = Self { requests: Family::default(), duration, under_way: Gauge::default() };
+        let metrics = Self {
+            requests: Family::default(),
+            duration,
+            under_way: Gauge::default(),
+            engines: Arc::default(),
+        };
         registry.register(
             "debros_rpc_requests",
             "gRPC requests by method and error code",
@@ -54,6 +63,11 @@ impl RpcMetrics {
         );
         registry.register("debros_rpc_under_way", "gRPC requests being answered", metrics.under_way.clone());
         metrics
+    }
+
+    /// What the database and the storage have answered, as the status tells it.
+    pub fn activity(&self) -> impl Iterator<Item = v1::EngineActivity> + use<> {
+        self.engines.told()
     }
 
     /// How many requests are under way.
@@ -84,6 +98,7 @@ impl RpcMetrics {
         let result = answer.instrument(span).await;
         let code = result.as_ref().map_or_else(|failure| code_name(failure.code), |_| "OK");
         self.requests.get_or_create(&OutcomeLabels { method, code }).inc();
+        self.engines.answered(method, result.is_ok(), started.elapsed());
         self.duration.get_or_create(&MethodLabels { method }).observe(started.elapsed().as_secs_f64());
         if let Err(failure) = &result
             && failure.code == ErrorCode::Internal

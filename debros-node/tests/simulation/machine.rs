@@ -385,6 +385,8 @@ impl Machine {
                 ..KvOptions::default()
             },
             pubsub: self.tuning.pubsub,
+            // Histories and seeds are of the clients' requests alone.
+            probe_interval: None,
         }
     }
 }

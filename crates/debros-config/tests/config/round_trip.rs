@@ -147,6 +147,7 @@ prop_compose! {
         output_file in option::of(path()),
         address in loopback(),
         port in 2_000..3_000_u16,
+        probe_interval in 0..=31_622_400_000_u64,
         otlp_endpoint in option::of("https?://[a-z0-9.]{1,20}(:[0-9]{1,4})?(/[a-z?=#&]{0,9})?"),
         id in option::of("[0-9a-f]{32}"),
     ) -> (Security, Logging, Admin, Tracing, Cluster) {
@@ -161,7 +162,8 @@ prop_compose! {
         };
         let format = if json { LogFormat::Json } else { LogFormat::Text };
         let logging = Logging { level: level.to_owned(), format, output_file };
-        (security, logging, Admin { address, port }, Tracing { otlp_endpoint }, Cluster { id })
+        let admin = Admin { address, port, probe_interval: Interval::from_milliseconds(probe_interval) };
+        (security, logging, admin, Tracing { otlp_endpoint }, Cluster { id })
     }
 }
 
