@@ -2,6 +2,7 @@
 //! `configs/` as they are written.
 
 mod dev;
+mod faults;
 mod process;
 
 use std::net::{Ipv4Addr, TcpListener};
