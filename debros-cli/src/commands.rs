@@ -17,7 +17,7 @@ use crate::arguments::{
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{health, json, parameter, pubsub, registers, shell, storage, table};
+use crate::{health, json, parameter, pubsub, registers, shell, storage, table, top};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -40,6 +40,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let connection = connection::establish(&global).await?;
     let outcome = match command {
         Command::Health { verbose } => health(&global, &connection, verbose).await,
+        Command::Top { once } => top::run(&global, &connection, once).await,
         Command::Peers => peers(&global, &connection).await,
         Command::Status => status(&global, &connection).await,
         Command::PeerId => {

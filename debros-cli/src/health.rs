@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use debros_sdk::{Health, HealthCheck, HealthStatus, Member};
 
-use crate::table::{duration, harmless, plural, table};
+use crate::table::{broken, duration, harmless, plural, table};
 
 /// A message is broken into lines of so many characters, so that it fits beside its check.
 const LINE_CHARS: usize = 76;
@@ -84,7 +84,7 @@ impl<'a> Report<'a> {
         if !troubles.is_empty() {
             let mut shown = table(&["check", "status", "at node", "finding"]);
             for (check, (status, nodes, message)) in &troubles {
-                let finding = broken(&harmless(message)).join("\n");
+                let finding = broken(&harmless(message), LINE_CHARS).join("\n");
                 shown.add_row([harmless(check), status.to_string(), nodes.join(" "), finding]);
             }
             let _ = write!(told, "\n{shown}");
@@ -132,30 +132,15 @@ fn tell(told: &mut String, name: &str, check: &HealthCheck) {
         Health::Degraded => "warning",
         Health::Unhealthy => "FAILED",
     };
-    let mut lines = broken(&harmless(&check.message)).into_iter();
+    let mut lines = broken(&harmless(&check.message), LINE_CHARS).into_iter();
     let _ = write!(told, "\n  {:<15}{word:<8}{}", harmless(name), lines.next().unwrap_or_default());
     for line in lines {
         let _ = write!(told, "\n  {INDENT}   {line}");
     }
-    for (index, line) in broken(&harmless(&check.next_step)).into_iter().enumerate() {
+    for (index, line) in broken(&harmless(&check.next_step), LINE_CHARS).into_iter().enumerate() {
         let lead = if index == 0 { "->" } else { "  " };
         let _ = write!(told, "\n  {INDENT}{lead} {line}");
     }
-}
-
-/// Lines of at most [`LINE_CHARS`] where words allow it.
-fn broken(text: &str) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= LINE_CHARS => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]

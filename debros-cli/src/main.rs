@@ -14,6 +14,7 @@ mod registers;
 mod shell;
 mod storage;
 mod table;
+mod top;
 
 use std::process::ExitCode;
 

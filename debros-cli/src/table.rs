@@ -30,6 +30,21 @@ pub(crate) fn harmless(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
+/// Lines of at most so many characters, where words allow it.
+pub(crate) fn broken(text: &str, chars: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= chars => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 pub(crate) fn query(result: &QueryResult) -> String {
     if result.columns.is_empty() {
         let rows = plural(result.rows_affected, "row");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use debros_proto::v1;
 use futures::future::join_all;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::call::{Failed, Plan, Target};
 use crate::cluster::{Member, MemberState};
@@ -105,12 +105,14 @@ impl RemoteNetwork {
     /// When no member answers at all.
     pub async fn overview(&self) -> Result<Overview, Error> {
         let cluster = self.client().cluster();
-        let (members, peers) = tokio::join!(cluster.members(), self.get_peers());
+        let (members, peers) = tokio::join!(cluster.members(), timeout(ANSWER_TIMEOUT, self.get_peers()));
         let members = members?;
         // Without them only the times at which nodes were last seen are missing.
         let seen: BTreeMap<String, SystemTime> = peers
-            .unwrap_or_default()
+            .ok()
+            .and_then(Result::ok)
             .into_iter()
+            .flatten()
             .filter_map(|peer| Some((peer.id, peer.last_seen?)))
             .collect();
         let asked = members.members.into_iter().filter(|member| member.state != MemberState::Removed);
