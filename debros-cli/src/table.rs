@@ -33,13 +33,18 @@ pub(crate) fn harmless(text: &str) -> String {
 /// Lines of at most so many characters, where words allow it.
 pub(crate) fn broken(text: &str, chars: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
+    // A word that is longer than a line is an address: it is broken where the line ends.
+    let words = text.split_whitespace().flat_map(|word| {
+        let letters: Vec<char> = word.chars().collect();
+        letters.chunks(chars.max(1)).map(|part| part.iter().collect::<String>()).collect::<Vec<_>>()
+    });
+    for word in words {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + word.chars().count() <= chars => {
                 line.push(' ');
-                line.push_str(word);
+                line.push_str(&word);
             }
-            _ => lines.push(word.to_owned()),
+            _ => lines.push(word),
         }
     }
     lines

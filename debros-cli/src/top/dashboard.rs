@@ -378,7 +378,8 @@ fn changes(before: &Overview, now: &Overview) -> Vec<String> {
         let earlier = before.nodes.iter().find(|earlier| earlier.member.node_id == id);
         match (earlier.map(|earlier| &earlier.answer), &node.answer) {
             (None, _) => told.push(format!("node {id} is a new member")),
-            (Some(Ok(_)), Err(reason)) => told.push(format!("node {id} does not answer: {reason}")),
+            // Why, the alarm tells for as long as it lasts.
+            (Some(Ok(_)), Err(_)) => told.push(format!("node {id} does not answer")),
             (Some(Err(_)), Ok(_)) => told.push(format!("node {id} answers again")),
             (Some(Ok(before)), Ok(now)) if before.status.uptime > now.status.uptime => {
                 told.push(format!("node {id} has started anew"));

@@ -123,7 +123,7 @@ quorum          at 2 3: one node more and these lose their quorum: meta (2 of 3
          now  meta has no leader; node 1 led it
          now  node 3 was healthy and is degraded
          now  node 2 was healthy and is degraded
-         now  node 1 does not answer: the connection broke
+         now  node 1 does not answer
 q quit   s sort (now: node)   r reverse   ? help";
     assert_eq!(drawn(&leaders_death(), 80, 24), golden);
 }

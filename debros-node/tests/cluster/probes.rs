@@ -139,7 +139,7 @@ async fn a_clock_that_is_off_turns_its_own_node_until_it_is_set() {
     let report = cluster.node(2).node.health().report().await;
     assert_eq!(report.status, "unhealthy");
     let clock = report.checks.iter().find(|check| check.name == "clock").unwrap();
-    assert!(clock.message.contains("ms from the median"), "{clock:?}");
+    assert!(clock.message.contains("ms ahead of the median"), "{clock:?}");
     ahead_ms.store(0, Ordering::Relaxed);
     only(&cluster, &[]).await;
     cluster.shutdown().await;

@@ -136,20 +136,16 @@ impl Health {
                 "wait a few seconds; if it stays, see that nodes reach each other (`debros peers`)",
             ),
             None => Finding::ok("there is no other member in reach to compare with"),
-            Some(offset) if offset.unsigned_abs() > max => Finding::failed(
-                format!(
-                    "{offset} ms from the median of the members: this node stamps no writes of the storage \
-                     beyond {max} ms, others do it in its place"
-                ),
-                next,
-            ),
-            Some(offset) if offset.unsigned_abs() > max / 2 => Finding::warning(
-                format!(
-                    "{offset} ms from the median of the members; beyond {max} ms this node stamps no writes"
-                ),
-                next,
-            ),
-            Some(offset) => Finding::ok(format!("{offset} ms from the median of the members")),
+            Some(offset) if offset.unsigned_abs() > max => {
+                let told =
+                    format!("{}: beyond {max} ms this node stamps no writes of the storage", off(offset));
+                Finding::failed(told, next)
+            }
+            Some(offset) if offset.unsigned_abs() > max / 2 => {
+                let told = format!("{}: beyond {max} ms this node would stamp no writes", off(offset));
+                Finding::warning(told, next)
+            }
+            Some(offset) => Finding::ok(off(offset)),
         }
     }
 
@@ -166,6 +162,15 @@ impl Health {
                 "`debros health --verbose` names the node: the one whose check `disk` tells its free space",
             ),
         }
+    }
+}
+
+/// Where this node's clock stands, by how far the others are ahead of it.
+fn off(offset_ms: i64) -> String {
+    let (distance, side) = (offset_ms.unsigned_abs(), if offset_ms > 0 { "behind" } else { "ahead of" });
+    match distance {
+        0 => "at the median of the members".to_owned(),
+        _ => format!("{distance} ms {side} the median of the members"),
     }
 }
 

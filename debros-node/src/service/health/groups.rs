@@ -87,9 +87,10 @@ impl Health {
                 format!("one node more and these lose their quorum: {}", told(&tight)),
                 bring_back(away(&tight).into_iter()),
             ),
-            (true, true) => {
-                Finding::ok(format!("{} groups here bear what they were made to bear", votes.len()))
-            }
+            (true, true) => Finding::ok(format!(
+                "{} groups here; those of three voters and more can lose another node",
+                votes.len()
+            )),
         }
     }
 
