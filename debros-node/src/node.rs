@@ -5,13 +5,15 @@
 //! clock are libp2p, threads and the system's in production ([`crate::launch`]) and simulated in
 //! tests, and nothing below this module can tell.
 
+mod assembly;
 mod duties;
+mod metrics;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use debros_net::discovery::{Discovery, DiscoveryConfig};
+use debros_net::discovery::{Discovery, DiscoveryConfig, OnFound};
 use debros_net::grpc::{self, Channels};
 use debros_net::{IncomingStreams, Lane, Multiaddr, Network, PeerId};
 use debros_proto::{ClusterId, VERSION, v1};
@@ -28,15 +30,17 @@ use crate::clock::Clock;
 use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
 use crate::http::HttpMetrics;
 use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
+use crate::metrics::Bounds;
 use crate::pubsub::{PubSubMetrics, PubSubOptions, PubSubSlot, RoutingService};
-use crate::raft::log::{self, LogError, LogStore};
+use crate::raft::log::{self, LogError};
 use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    Activity, ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, HealthParts, Members,
-    Messages, ProbeMetrics, Prober, ProberParts, Registers, Replicas, Standing, Storage, end_leases,
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Messages, Prober,
+    Registers, Replicas, Standing, Storage, bound_watches, end_leases,
 };
-use crate::sql::{FailedFlush, SqlEngines};
+use crate::sql::FailedFlush;
+use assembly::EngineMetrics;
 
 /// What a node offers.
 const SERVICES: [&str; 3] = ["database", "storage", "pubsub"];
@@ -182,13 +186,6 @@ struct Core {
     tracker: TaskTracker,
 }
 
-/// What engines and the prober count.
-struct EngineMetrics {
-    kv: KvMetrics,
-    pubsub: PubSubMetrics,
-    probe: ProbeMetrics,
-}
-
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
 struct Servers {
     registers: Registers,
@@ -206,22 +203,18 @@ impl Node {
     pub async fn start(settings: Settings, environment: Environment) -> Result<Self, StartError> {
         let Environment { network, incoming, blocking, clock } = environment;
         let mut registry = Registry::default();
+        let bounds = Bounds::register(&mut registry);
         let rpc_metrics = RpcMetrics::register(&mut registry);
         let http_metrics = HttpMetrics::register(&mut registry);
-        let log_options = crate::metrics::observe_log(settings.log.clone(), &mut registry);
+        let metrics = EngineMetrics::register(&mut registry, &rpc_metrics, &settings.log);
 
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
-        let kv_metrics = KvMetrics::register(&mut registry);
-        let engines = EngineMetrics {
-            kv: kv_metrics,
-            pubsub: PubSubMetrics::register(&mut registry),
-            probe: ProbeMetrics::register(&mut registry),
-        };
-        let core = Core::open(&settings, log_options, engines, network, blocking, clock).await?;
-        crate::metrics::register_groups(&mut registry, core.groups.clone());
+        let core = Core::open(&settings, metrics, network, blocking, clock).await?;
+        core.register_readings(&mut registry, &bounds);
 
-        let discovery = core.discover(&settings, &rpc_metrics);
+        let on_found = metrics::register_discovery(&mut registry);
+        let discovery = core.discover(&settings, &rpc_metrics, on_found);
         let (initialise_asked, asked) = watch::channel(false);
         let service = ClusterService::new(ClusterParts {
             cluster: core.cluster.clone(),
@@ -241,7 +234,7 @@ impl Node {
             initialise_asked,
             may_be_asked_to_initialise: known.is_none() && settings.pinned.is_none(),
         });
-        let servers = core.serve(incoming, &service, &discovery, rpc_metrics);
+        let servers = core.serve(incoming, &service, &discovery, rpc_metrics, &bounds);
         let entered = core.run(settings, &discovery, asked);
         core.tracker.spawn(service.clone().leave_when_told(core.stop.clone()));
         let registry = Arc::new(registry);
@@ -348,99 +341,11 @@ impl Node {
 }
 
 impl Core {
-    async fn open(
-        settings: &Settings,
-        log: log::Options,
-        metrics: EngineMetrics,
-        network: Arc<dyn Network>,
-        blocking: Blocking,
-        clock: Clock,
-    ) -> Result<Self, StartError> {
-        let tracker = TaskTracker::new();
-        let channels = Channels::new(network.clone());
-        let folder = &settings.database_folder;
-        let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
-        let kv_options = settings.kv.store.clone();
-        let kv_store = Store::open(&settings.storage_folder, blocking.clone(), kv_options).await?;
-        let snapshots = folder.join("snapshots");
-        let cluster = ClusterSlot::default();
-        let members = Members::new(cluster.clone());
-        let believed = members.clone();
-        let groups = Groups::new(
-            log,
-            channels.clone(),
-            blocking.clone(),
-            snapshots.clone(),
-            settings.raft.clone(),
-            tracker.clone(),
-            Arc::new(move |claim| believed.believe(claim)),
-        )
-        .map_err(|source| StartError::Folder { folder: snapshots, source })?;
-        let disk = DiskState::default();
-        let replicas = Replicas::new(
-            groups.clone(),
-            SqlEngines::new(blocking.clone()),
-            clock.clone(),
-            folder.clone(),
-            blocking.clone(),
-            settings.max_database_bytes,
-        );
-        let databases = Databases::new(
-            cluster.clone(),
-            replicas.clone(),
-            channels.clone(),
-            settings.replication_factor,
-            disk.clone(),
-        );
-        let (kv, pubsub) = (KvSlot::default(), PubSubSlot::default());
-        let EngineMetrics { kv: kv_metrics, pubsub: pubsub_metrics, probe } = metrics;
-        let prober = Prober::new(ProberParts {
-            cluster: cluster.clone(),
-            databases: databases.clone(),
-            storage: Storage::new(kv.clone(), disk.clone()),
-            messages: Messages::new(pubsub.clone()),
-            channels: channels.clone(),
-            metrics: probe,
-            interval: settings.probe_interval,
-        });
-        let health = Health::new(HealthParts {
-            cluster: cluster.clone(),
-            replicas: replicas.clone(),
-            kv: kv.clone(),
-            disk: disk.clone(),
-            clock: clock.clone(),
-            network: network.clone(),
-            prober: prober.clone(),
-        });
-        let stop = CancellationToken::new();
-        Ok(Self {
-            network,
-            blocking,
-            clock,
-            channels,
-            groups,
-            cluster,
-            members,
-            replicas,
-            disk,
-            prober,
-            health,
-            databases,
-            kv,
-            kv_store,
-            kv_metrics,
-            pubsub,
-            pubsub_metrics,
-            stop_clients: CancellationToken::new(),
-            stop,
-            tracker,
-        })
-    }
-
-    fn discover(&self, settings: &Settings, metrics: &RpcMetrics) -> Discovery {
+    fn discover(&self, settings: &Settings, metrics: &RpcMetrics, on_found: OnFound) -> Discovery {
         let config = DiscoveryConfig {
             interval: settings.discovery_interval,
             peer_exchange: settings.peer_exchange,
+            on_found: Some(on_found),
             saved_peers: settings.saved_peers.then(|| settings.data_folder.join("peers.json")),
             ..DiscoveryConfig::new(settings.bootstrap.clone(), self.own_status(&settings.zone, metrics))
         };
@@ -468,27 +373,13 @@ impl Core {
         })
     }
 
-    /// What the engines have answered, as the status tells it.
-    fn activity(&self, metrics: &RpcMetrics) -> Activity {
-        let (metrics, pubsub) = (metrics.clone(), self.pubsub_metrics.clone());
-        Arc::new(move || {
-            let (published, delivered) = pubsub.totals();
-            let messages = v1::EngineActivity {
-                engine: "pubsub".to_owned(),
-                requests: published,
-                delivered,
-                ..Default::default()
-            };
-            metrics.activity().chain([messages]).collect()
-        })
-    }
-
     fn serve(
         &self,
         mut incoming: IncomingStreams,
         service: &ClusterService,
         discovery: &Discovery,
         metrics: RpcMetrics,
+        bounds: &Bounds,
     ) -> Servers {
         let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk, Lane::Kv, Lane::Pubsub]);
         let members = self.cluster.clone();
@@ -501,6 +392,7 @@ impl Core {
         let (stop_clients, stop_peers) = (self.stop_clients.clone(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
         let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
+        bound_watches(bounds, &registers, &storage);
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
             .add_service(rpc::storage_service(storage, metrics.clone()))
             .add_service(rpc::pubsub_service(Messages::new(self.pubsub.clone()), metrics.clone()))

@@ -235,12 +235,20 @@ pub const PUBLISHERS_MAX: usize = 65_536;
 pub const PUBLISHER_LIFE: Duration = Duration::from_secs(600);
 /// An origin out of reach for so long may be gone with messages that nobody got.
 pub const ORIGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Messages of queue groups that came from one node, were for members that have gone, and that node was not told yet;
+/// what comes beyond them is lost and counted.
+pub const BOUNCES_MAX: usize = 65_536;
 /// Topics of a namespace whose receivers are kept ready.
 pub const ROUTES_KEPT_MAX: usize = 16_384;
 /// The name of who is present.
 pub const PRESENCE_MEMBER_BYTES_MAX: usize = 256;
 /// What is told beside the name.
 pub const PRESENCE_DATA_BYTES_MAX: usize = 4 << 10;
+
+/// The bounds of every classic histogram of durations, in seconds. Service levels can be counted exactly only where their
+/// thresholds, 0.1 and 0.5, are among them.
+pub const DURATION_BOUNDS_SECONDS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;

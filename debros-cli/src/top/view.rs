@@ -24,8 +24,8 @@ const PLAIN_LINES_MAX: u16 = 200;
 const ALARM_INDENT: usize = 16;
 
 const HELP: &str = "\
-sql/s kv/s   requests that the node answered in the last second, those that other
-             nodes forwarded to it included; p50 and p99 are upper bounds
+sql/s kv/s   clients' requests that the node answered in the last second, where they
+             sent them; p50 and p99 are upper bounds of how long they took
 msg in/out   messages taken in from its clients, and handed to them
 fail/s       requests of SQL and storage that failed, by whose fault ever
 *            leads the meta group, which keeps the cluster's map

@@ -9,6 +9,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::Probe;
+use crate::metrics::durations;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
@@ -21,10 +22,6 @@ struct ProbeLabels {
     probe: &'static str,
 }
 
-/// Around the service levels of 100 ms and 500 ms, in seconds; a probe ends after 1.5.
-const DURATION_BUCKETS: [f64; 12] =
-    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
-
 /// The metrics of the prober. Cheap to clone.
 #[derive(Clone)]
 pub struct ProbeMetrics {
@@ -35,7 +32,7 @@ pub struct ProbeMetrics {
 impl ProbeMetrics {
     /// Registers the metrics. All of them are there from the start, at zero.
     pub fn register(registry: &mut Registry) -> Self {
-        let new: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
+        let new: fn() -> Histogram = durations;
         let metrics = Self { probes: Family::default(), duration: Family::new_with_constructor(new) };
         for probe in Probe::ALL.map(Probe::as_str) {
             for outcome in ["ok", "failed"] {
