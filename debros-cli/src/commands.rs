@@ -19,7 +19,7 @@ use crate::arguments::{
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{json, parameter, pubsub, registers, shell, storage, table};
+use crate::{health, json, parameter, pubsub, registers, shell, storage, table, top};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -41,7 +41,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     check_names(&command)?;
     let connection = connection::establish(&global).await?;
     let outcome = match command {
-        Command::Health => health(&global, &connection).await,
+        Command::Health { verbose } => health(&global, &connection, verbose).await,
+        Command::Top { once } => top::run(&global, &connection, once).await,
         Command::Peers => peers(&global, &connection).await,
         Command::Status => status(&global, &connection).await,
         Command::PeerId => {
@@ -156,9 +157,13 @@ async fn run_query(
     print(global.format, || table::query(&result), || json::query(&result))
 }
 
-async fn health(global: &Global, connection: &Connection) -> Result<(), Failure> {
+async fn health(global: &Global, connection: &Connection, verbose: bool) -> Result<(), Failure> {
     let status = connection.client.network().health().await.map_err(failed("probe the cluster"))?;
-    print(global.format, || table::health(&status), || json::health(&status))?;
+    // Without them nodes are named by their peer ids.
+    let members = connection.client.cluster().members().await.map(|known| known.members).unwrap_or_default();
+    let report = health::Report::new(&status, &members);
+    let for_people = || if verbose { report.in_full() } else { report.in_short() };
+    print(global.format, for_people, || json::health(&status))?;
     if status.status == Health::Unhealthy { Err(Failure::Told(Exit::Unhealthy)) } else { Ok(()) }
 }
 

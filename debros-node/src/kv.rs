@@ -213,6 +213,12 @@ impl Kv {
         watch::start(self.coordinator.clone(), watch, self.tombstone_life)
     }
 
+    /// How far this node's clock is from the median of its peers' and its own, in milliseconds, positive when the
+    /// others are ahead; `None` when no peer has been compared with for a while.
+    pub fn clock_offset_ms(&self) -> Option<i64> {
+        self.coordinator.inner.clock.offset_ms()
+    }
+
     /// How it is, and how far a change of the layout is.
     pub fn status(&self) -> v1::StorageStatus {
         let inner = &self.coordinator.inner;

@@ -99,6 +99,7 @@ mod otel;
 #[cfg(not(feature = "otel"))]
 #[path = "untraced.rs"]
 mod otel;
+mod overview;
 mod pubsub;
 mod refresh;
 mod registers;
@@ -124,6 +125,7 @@ pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,
 };
+pub use overview::{EngineActivity, NodeAnswer, NodeOverview, Overview};
 pub use pubsub::batch::{MessageBatch, Outgoing};
 pub use pubsub::encrypted::EncryptedPubSub;
 pub use pubsub::extension::PubSubExt;

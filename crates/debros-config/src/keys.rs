@@ -244,6 +244,12 @@ pub const KEYS: &[KeyDoc] = &[
     key("admin.address", Kind::IpAddress, "127.0.0.1", "The address of health checks and metrics."),
     key("admin.port", PORT, "9001", "The port of health checks and metrics; 0 is any free port."),
     key(
+        "admin.probe_interval",
+        Kind::Duration { min: Interval::from_milliseconds(0) },
+        "5s",
+        "How often this node writes, reads and publishes through another one, as users do; 0s is never.",
+    ),
+    key(
         "tracing.otlp_endpoint",
         Kind::Url,
         "",

@@ -247,11 +247,17 @@ pub struct Admin {
     pub address: IpAddr,
     /// Its port. 0 is any free port.
     pub port: u16,
+    /// How often the node probes what users get. 0 is never.
+    pub probe_interval: Interval,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 9001 }
+        Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 9001,
+            probe_interval: Interval::from_seconds(5),
+        }
     }
 }
 

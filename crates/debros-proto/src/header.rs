@@ -64,6 +64,7 @@ has_header!(
     LogLevelRequest,
     JoinRequest,
     ProposeRequest,
+    CanaryRequest,
     RegisterWriteRequest,
     RegisterGetRequest,
     RegisterListRequest,

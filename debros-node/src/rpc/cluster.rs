@@ -118,4 +118,12 @@ impl Membership for Service {
         let asker = Asker::of(&request);
         self.metrics.measure("Propose", &asker, self.cluster.propose(&principal, request)).await
     }
+    async fn canary(
+        &self,
+        request: Request<v1::CanaryRequest>,
+    ) -> Result<Response<v1::CanaryResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let asker = Asker::of(&request);
+        self.metrics.measure("Canary", &asker, self.cluster.canary(&principal, &request)).await
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
-use debros_proto::{ErrorCode, Failure, HasHeader, TraceContext};
+use debros_proto::{ErrorCode, Failure, HasHeader, TraceContext, v1};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,6 +12,8 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
+
+use super::activity::Activities;
 
 use crate::metrics::{Operation, Operations, Origin, traced_durations};
 use crate::trace::{KeyValue, Root, SpanKind, Tracer, keep, recorded};
@@ -41,7 +43,7 @@ const METHODS: [(&str, &[&str]); 5] = [
 /// comes: a scrape stays small.
 const FORWARDED: [&str; 2] = ["database", "registers"];
 /// What only nodes ask, of one another.
-const MEMBERSHIP: (&str, &[&str]) = ("membership", &["Join", "Propose"]);
+const MEMBERSHIP: (&str, &[&str]) = ("membership", &["Join", "Propose", "Canary"]);
 /// Calls of storage streams that name no operation.
 const NO_OPERATION: (&str, &str) = ("storage", "Storage");
 
@@ -89,6 +91,7 @@ struct Inner {
     methods: HashMap<&'static str, Method>,
     traced: Traced,
     under_way: Gauge,
+    engines: Activities,
 }
 
 struct Method {
@@ -124,7 +127,8 @@ impl RpcMetrics {
             "Time that sampled requests took; its exemplars name their traces",
             traced.clone(),
         );
-        let inner = Arc::new(Inner { operations, methods, traced, under_way });
+        let engines = Activities::default();
+        let inner = Arc::new(Inner { operations, methods, traced, under_way, engines });
         let metrics = Self { inner, tracer: Tracer::off() };
         metrics.begin_at_zero();
         metrics
@@ -149,6 +153,11 @@ impl RpcMetrics {
     /// The same, and every request is the local root of a trace.
     pub fn with_tracer(self, tracer: Tracer) -> Self {
         Self { tracer, ..self }
+    }
+
+    /// What the database and the storage have answered to clients, as the status tells it.
+    pub fn activity(&self) -> impl Iterator<Item = v1::EngineActivity> + use<> {
+        self.inner.engines.told()
     }
 
     /// How many requests are under way.
@@ -222,6 +231,9 @@ impl RpcMetrics {
         let result = self.tracer.request(root, answer.instrument(span), failed).await;
         let error = result.as_ref().err().map(|failure| failure.code);
         self.handle(method, asker.origin).answered(error, started.elapsed());
+        if asker.origin == Origin::Client {
+            self.inner.engines.answered(method, error.is_none(), started.elapsed());
+        }
         result
     }
 }

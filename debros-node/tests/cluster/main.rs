@@ -15,6 +15,7 @@ mod leaving;
 mod membership;
 mod messenger;
 mod metrics;
+mod probes;
 mod pubsub;
 mod pubsub_clients;
 mod pubsub_failures;

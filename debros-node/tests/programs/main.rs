@@ -2,6 +2,7 @@
 //! `configs/` as they are written.
 
 mod dev;
+mod faults;
 mod logs;
 mod process;
 

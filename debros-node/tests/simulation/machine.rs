@@ -386,6 +386,8 @@ impl Machine {
             },
             pubsub: self.tuning.pubsub,
             tracing: None,
+            // Histories and seeds are of the clients' requests alone.
+            probe_interval: None,
         }
     }
 }
