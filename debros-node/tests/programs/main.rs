@@ -3,6 +3,7 @@
 
 mod dev;
 mod process;
+mod pubsub;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
