@@ -221,6 +221,8 @@ pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
 pub const PRESENCE_EVENTS_MAX: usize = 65_536;
 /// Subscriptions of one node.
 pub const SUBSCRIPTIONS_MAX: usize = 200_000;
+/// One answer about what is subscribed to; there are more of them where it is not enough.
+pub const TOPICS_PAGE_BYTES: usize = 1 << 20;
 /// Sessions of one node: each is a stream and a task.
 pub const SESSIONS_PER_NODE_MAX: usize = 16_384;
 /// A subscription is acknowledged without the nodes that have not answered for so long.
@@ -238,6 +240,9 @@ pub const ORIGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages of queue groups that came from one node, were for members that have gone, and that node was not told yet;
 /// what comes beyond them is lost and counted.
 pub const BOUNCES_MAX: usize = 65_536;
+/// Nodes that left the cluster of which sessions are told, so that clients forget where those stood. A client that
+/// misses it hears of a node by itself when it goes on elsewhere.
+pub const DEPARTED_TOLD_MAX: usize = 64;
 /// Topics of a namespace whose receivers are kept ready.
 pub const ROUTES_KEPT_MAX: usize = 16_384;
 /// The name of who is present.

@@ -4,7 +4,7 @@
 //!
 //! Nothing here waits. Order among the locks: the router's, then a queue's, then an outlet's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,6 +45,8 @@ pub(super) struct Router {
     pub(super) tracer: Tracer,
     /// The last sequence that left the ring.
     pub(super) forgotten: u64,
+    /// Nodes that were members, the latest last.
+    departed: VecDeque<u64>,
     /// Bytes in the queues of all subscriptions.
     waiting: Arc<AtomicUsize>,
     /// What one subscription may have waiting.
@@ -61,7 +63,7 @@ pub(super) struct Session {
     /// This node's number for a presence, by the client's.
     pub(super) present: BTreeMap<u64, u64>,
     /// The positions that it was told last.
-    told: Arc<[v1::Position]>,
+    pub(super) told: Arc<[v1::Position]>,
 }
 
 impl Router {
@@ -90,6 +92,7 @@ impl Router {
             metrics,
             tracer: Tracer::off(),
             forgotten: 0,
+            departed: VecDeque::new(),
             waiting: Arc::default(),
             queue_bytes: options.queue_bytes,
             next_number: 1,
@@ -199,6 +202,7 @@ impl Router {
                 let asked = peer.back.asked.values().filter_map(|asked| asked.queue.upgrade());
                 asked.for_each(|queue| queue.open_gate(node.0, 0, 0));
             }
+            self.depart(node);
         }
         let new: Vec<_> = members
             .iter()
@@ -210,6 +214,15 @@ impl Router {
             self.away.insert(*node);
         }
         new
+    }
+
+    /// Clients may forget where a node stood: what could be missed of it was reported by now.
+    fn depart(&mut self, node: NodeId) {
+        if self.departed.len() >= limits::DEPARTED_TOLD_MAX {
+            self.departed.pop_front();
+        }
+        self.departed.push_back(node.0);
+        self.sessions.values_mut().for_each(|session| session.told = Arc::default());
     }
 
     /// There is something for all links.
@@ -310,7 +323,9 @@ impl Router {
                 session.told = positions.clone();
             }
             if except.len() < session.queues.len() {
-                let event = v1::Positions { positions: positions.to_vec(), except };
+                let is_gone = |node: &u64| !self.peers.contains_key(&NodeId(*node));
+                let gone = self.departed.iter().copied().filter(is_gone).collect();
+                let event = v1::Positions { positions: positions.to_vec(), except, gone };
                 session.outlet.tell(Event::Positions(event));
             }
         }

@@ -209,19 +209,22 @@ impl Work {
             .map_err(|_| Failure::invalid(format!("{overflow} is no way to overflow")))?;
         let metrics = shared.metrics.clone();
         let queue = Queue::new(subscription, credit_bytes, overflow, outlet.clone(), metrics);
+        let resumed: Option<Vec<u64>> =
+            resume.then(|| positions.iter().map(|position| position.origin).collect());
         let wanted = Wanted {
             pattern,
             group: (!group.is_empty()).then(|| group.into()),
             queue: queue.clone(),
             resume: resume.then_some(positions),
         };
-        let heeds = shared.router().subscribe(*number, wanted)?;
+        let number = *number;
+        let heeds = shared.router().subscribe(number, wanted)?;
         let (shared, outlet) = (shared.clone(), outlet.clone());
         let begin = async move {
             shared.settled().await;
             shared.heeded(heeds).await;
-            let (positions, unaware) = shared.router().begun(&queue, heeds, resume);
-            outlet.tell(Event::Subscribed(v1::Subscribed { subscription, positions, unaware }));
+            let subscribed = shared.router().begun(number, &queue, heeds, resumed.as_deref());
+            outlet.tell(Event::Subscribed(subscribed));
             shared.metrics.subscribe_answered(since, None);
         };
         self.under_way.push(begin.boxed());

@@ -106,6 +106,17 @@ impl Router {
             let (incarnation, after) = match known.get(&node.0) {
                 // It has started after the subscription was last told of all, so all is news.
                 None => (back.incarnation, 0),
+                // The node where the subscription began knew nothing of it, and it nothing of the subscription.
+                Some(v1::Position { incarnation: 0, .. }) => {
+                    // It will tell what it has published by then when it heeds this node's interest.
+                    if back.incarnation == 0 {
+                        continue;
+                    }
+                    if back.may_have_lost(&key.namespace, back.incarnation, 0) {
+                        queue.lag(None);
+                    }
+                    (back.incarnation, back.received)
+                }
                 Some(known) if known.incarnation == back.incarnation || back.incarnation == 0 => {
                     (known.incarnation, known.sequence)
                 }
@@ -151,14 +162,15 @@ impl Router {
         }
     }
 
-    /// Of the nodes that a subscription was not acknowledged by, notes that they do not know of it. Gives where it
-    /// begins, and how many those are.
+    /// Of the nodes that a subscription was not acknowledged by, notes that they do not know of it. Gives the answer to
+    /// its client, which may have resumed it behind positions of these origins.
     pub(super) fn begun(
         &mut self,
+        session: u64,
         queue: &Arc<Queue>,
         heeds: u64,
-        resumed: bool,
-    ) -> (Vec<v1::Position>, u32) {
+        resumed: Option<&[u64]>,
+    ) -> v1::Subscribed {
         let mut unaware = 0;
         for peer in self.peers.values_mut() {
             if peer.out.progress.borrow().heeds < heeds {
@@ -167,7 +179,18 @@ impl Router {
                 peer.back.unaware.push(unaware);
             }
         }
-        (self.positions(resumed), unaware)
+        // What was said of all before is not said of this one yet.
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.told = Arc::default();
+        }
+        let mut positions = self.positions(resumed.is_some());
+        let is_gone = |origin: &u64| *origin != self.node.0 && !self.peers.contains_key(&NodeId(*origin));
+        let gone = resumed.into_iter().flatten().copied().filter(is_gone).collect();
+        if resumed.is_none() {
+            let unknown = self.peers.iter().filter(|(_, peer)| peer.back.incarnation == 0);
+            positions.extend(unknown.map(|(node, _)| v1::Position { origin: node.0, ..Default::default() }));
+        }
+        v1::Subscribed { subscription: queue.number(), positions, unaware, gone }
     }
 
     /// What is subscribed to in a namespace; by one client here, or by all in the cluster.

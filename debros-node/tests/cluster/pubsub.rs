@@ -171,7 +171,7 @@ async fn everybody_knows_what_is_subscribed_to_and_who_is_here() {
     stranger.subscribe(1, "secret").await;
     let header = || Some(v1::RequestHeader { namespace: "app".into(), ..Default::default() });
     let topics = async |of: &Messenger, mine| {
-        let request = v1::TopicsRequest { header: header(), mine };
+        let request = v1::TopicsRequest { header: header(), mine, ..Default::default() };
         let topics = of.stub().topics(request).await.unwrap().into_inner().topics;
         topics.into_iter().map(|topic| (topic.pattern, topic.nodes)).collect::<Vec<_>>()
     };
