@@ -205,12 +205,11 @@ pub const LINK_BACKLOG_BYTES: u64 = 8 << 20;
 pub const LINK_PATIENCE: Duration = Duration::from_secs(1);
 /// What waits for one subscription; past it the oldest is dropped, or the subscription ends.
 pub const SUBSCRIPTION_QUEUE_BYTES: usize = 16 << 20;
-/// What waits for all subscriptions of a session; past it each is held to [`SUBSCRIPTION_QUEUE_BYTES_ASSURED`].
+/// What waits for all subscriptions of a session; past it each is held to its equal part of this.
 pub const SESSION_QUEUES_BYTES: usize = 64 << 20;
-/// The same for all sessions of a node.
+/// What waits for all sessions of a node; past it a session that has more than its equal part of this is held to that, and
+/// those that read lose nothing by those that do not.
 pub const NODE_QUEUES_BYTES: usize = 512 << 20;
-/// What a subscription may have waiting however much waits for others: those that read lose nothing by those that do not.
-pub const SUBSCRIPTION_QUEUE_BYTES_ASSURED: usize = 256 << 10;
 /// Credit of one subscription: what a client may have to keep in memory.
 pub const SUBSCRIPTION_CREDIT_BYTES_MAX: u64 = 64 << 20;
 /// Subscriptions, and presences, of one session.

@@ -18,7 +18,7 @@ use v1::interest_change::About;
 use super::interest::{Interest, Key};
 use super::peer::Peer;
 use super::publish::tell_here;
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::router::Router;
 use super::space::{Chosen, Remote};
 use crate::planted::{Bug, is_planted};
@@ -131,8 +131,10 @@ impl Router {
         if !lost.is_empty() {
             self.lag(Some(&lost));
         }
+        let whole = runs.len();
         for run in Runs::new(runs) {
-            let run = run.map_err(|_| Broken::Damaged)?;
+            let mut run = run.map_err(|_| Broken::Damaged)?;
+            run.messages = part_of(whole, run.messages);
             if run.head.origin != node.0 || run.head.incarnation != incarnation || run.head.count == 0 {
                 return Err(Broken::Damaged);
             }
@@ -200,9 +202,10 @@ impl Router {
             if lost {
                 queue.lag(None);
             }
+            let whole = runs.len();
             for run in Runs::new(runs) {
                 let Run { head, messages, .. } = run.map_err(|_| Broken::Damaged)?;
-                queue.push_replayed(&head, &messages);
+                queue.push_replayed(&head, &part_of(whole, messages));
                 asked.after = asked.after.max(head.sequence + u64::from(head.count) - 1);
             }
             if complete {

@@ -23,16 +23,55 @@ use v1::session_event::Event;
 
 use super::queue::Queue;
 
+/// So much may wait for a session in the memory that it came in.
+const SHARED_BYTES: usize = 64 << 10;
+/// The same for all sessions of a node, but for what is the first to wait for its session.
+const SHARED_BYTES_IN_ALL: usize = 1 << 20;
+
+/// What waits for all sessions of a node.
+#[derive(Default)]
+pub(super) struct Backlog {
+    bytes: AtomicUsize,
+    /// For how many something waits.
+    sessions: AtomicUsize,
+}
+
+impl Backlog {
+    /// Bytes in all queues.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    /// What may wait for one session when there is so much in all.
+    fn session_max(&self, bytes: usize) -> usize {
+        if bytes <= limits::NODE_QUEUES_BYTES {
+            return limits::SESSION_QUEUES_BYTES;
+        }
+        let part = limits::NODE_QUEUES_BYTES / self.sessions.load(Relaxed).max(1);
+        part.min(limits::SESSION_QUEUES_BYTES)
+    }
+}
+
+/// What a queue may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Allowed {
+    pub(super) bytes: usize,
+    /// The newest entry may be larger than that, if it is the only one.
+    pub(super) newest: bool,
+}
+
 /// The way out of one session.
 pub(super) struct Outlet {
     state: Mutex<State>,
     waker: AtomicWaker,
     /// Bytes in the queues of the session.
     waiting: AtomicUsize,
+    /// How many queues the session has.
+    queues: AtomicUsize,
     /// What one of its queues may hold.
     queue_bytes: usize,
-    /// Bytes in all queues of the node.
-    waiting_in_all: Arc<AtomicUsize>,
+    /// What waits for all sessions.
+    backlog: Arc<Backlog>,
     /// Cancelled when nobody listens any more, or the session is to end.
     ended: CancellationToken,
 }
@@ -48,13 +87,14 @@ struct State {
 
 impl Outlet {
     /// Nothing to send yet.
-    pub(super) fn new(queue_bytes: usize, waiting_in_all: Arc<AtomicUsize>) -> Arc<Self> {
+    pub(super) fn new(queue_bytes: usize, backlog: Arc<Backlog>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             waker: AtomicWaker::new(),
             waiting: AtomicUsize::new(0),
+            queues: AtomicUsize::new(0),
             queue_bytes,
-            waiting_in_all,
+            backlog,
             ended: CancellationToken::new(),
         })
     }
@@ -83,20 +123,45 @@ impl Outlet {
         self.waker.wake();
     }
 
-    /// Bytes were added to a queue. Gives how many that queue may hold: less when session or node have too many.
-    pub(super) fn allowed(&self, added: usize) -> usize {
-        let session = self.waiting.fetch_add(added, Relaxed) + added;
-        let all = self.waiting_in_all.fetch_add(added, Relaxed) + added;
-        match session > limits::SESSION_QUEUES_BYTES || all > limits::NODE_QUEUES_BYTES {
-            true => limits::SUBSCRIPTION_QUEUE_BYTES_ASSURED.min(self.queue_bytes),
-            false => self.queue_bytes,
+    /// The session has one queue more.
+    pub(super) fn open_queue(&self) {
+        self.queues.fetch_add(1, Relaxed);
+    }
+
+    /// The session has one queue less.
+    pub(super) fn close_queue(&self) {
+        self.queues.fetch_sub(1, Relaxed);
+    }
+
+    /// Bytes were added to a queue. Gives how much that queue may hold: less when session or node have too much.
+    pub(super) fn allowed(&self, added: usize) -> Allowed {
+        let before = self.waiting.fetch_add(added, Relaxed);
+        if before == 0 {
+            self.backlog.sessions.fetch_add(1, Relaxed);
         }
+        let all = self.backlog.bytes.fetch_add(added, Relaxed) + added;
+        let max = self.backlog.session_max(all);
+        if before + added <= max {
+            return Allowed { bytes: self.queue_bytes, newest: true };
+        }
+        let part = max / self.queues.load(Relaxed).max(1);
+        Allowed { bytes: part.min(self.queue_bytes), newest: before <= max }
     }
 
     /// Bytes have left a queue.
     pub(super) fn gone(&self, bytes: usize) {
-        self.waiting.fetch_sub(bytes, Relaxed);
-        self.waiting_in_all.fetch_sub(bytes, Relaxed);
+        if bytes > 0 {
+            if self.waiting.fetch_sub(bytes, Relaxed) == bytes {
+                self.backlog.sessions.fetch_sub(1, Relaxed);
+            }
+            self.backlog.bytes.fetch_sub(bytes, Relaxed);
+        }
+    }
+
+    /// Whether so much waits that what is added is not sent in a moment.
+    pub(super) fn is_behind(&self) -> bool {
+        let waiting = self.waiting.load(Relaxed);
+        waiting > SHARED_BYTES || waiting > 0 && self.backlog.bytes() > SHARED_BYTES_IN_ALL
     }
 
     /// Whether more is waiting than the client's own calls explain: it does not listen.

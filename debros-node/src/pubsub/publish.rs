@@ -8,7 +8,7 @@ use debros_proto::packed::{MessageRef, RunHead};
 use debros_proto::{Failure, NodeId, limits, v1};
 use tokio::time::Instant;
 
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::ring::{Batch, Nodes, Segment};
 use super::router::Router;
 use super::space::{Chosen, Piece, Plan, head_of};
@@ -228,7 +228,7 @@ pub(super) fn tell_here(
 fn deliver(pieces: &[Piece], head: &RunHead, messages: &Bytes, pressed: &mut Vec<Arc<Queue>>) {
     for piece in pieces.iter().filter(|piece| !piece.route.local.is_empty()) {
         let head = head_of(head, piece.index, piece.count);
-        let slice = messages.slice(piece.at.clone());
+        let slice = part_of(messages.len(), messages.slice(piece.at.clone()));
         for queue in &piece.route.local {
             if queue.push(&head, &slice) && !pressed.iter().any(|known| Arc::ptr_eq(known, queue)) {
                 pressed.push(queue.clone());
@@ -242,7 +242,8 @@ fn deliver(pieces: &[Piece], head: &RunHead, messages: &Bytes, pressed: &mut Vec
 fn deliver_to_resuming(pieces: &[Piece], head: &RunHead, messages: &Bytes) {
     for piece in pieces {
         for queue in piece.route.local.iter().filter(|queue| queue.is_resuming()) {
-            queue.push(&head_of(head, piece.index, piece.count), &messages.slice(piece.at.clone()));
+            let slice = part_of(messages.len(), messages.slice(piece.at.clone()));
+            queue.push(&head_of(head, piece.index, piece.count), &slice);
         }
     }
 }
@@ -271,12 +272,12 @@ fn segments(
             for group in &route.groups {
                 match group.choose(None) {
                     None => {}
-                    Some(Chosen::Local(queue))
-                        if queue.push(&head_of(head, index, 1), &messages.slice(from..to)) =>
-                    {
-                        pressed.push(queue.clone());
+                    Some(Chosen::Local(queue)) => {
+                        let slice = part_of(messages.len(), messages.slice(from..to));
+                        if queue.push(&head_of(head, index, 1), &slice) {
+                            pressed.push(queue.clone());
+                        }
                     }
-                    Some(Chosen::Local(_)) => {}
                     Some(Chosen::Remote(node)) => {
                         let to_nodes = Nodes::One(node, group.name.clone());
                         segments.push(Segment { from, to, index, count: 1, to_nodes });

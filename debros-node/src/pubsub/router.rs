@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use debros_net::PeerId;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
@@ -16,7 +15,7 @@ use v1::session_event::Event;
 use super::PubSubOptions;
 use super::interest::{Interest, Key, Own};
 use super::metrics::PubSubMetrics;
-use super::outlet::Outlet;
+use super::outlet::{Backlog, Outlet};
 use super::peer::Peer;
 use super::presence::Watch;
 use super::queue::Queue;
@@ -41,8 +40,8 @@ pub(super) struct Router {
     pub(super) metrics: PubSubMetrics,
     /// The last sequence that left the ring.
     pub(super) forgotten: u64,
-    /// Bytes in the queues of all subscriptions.
-    waiting: Arc<AtomicUsize>,
+    /// What waits for all sessions.
+    pub(super) backlog: Arc<Backlog>,
     /// What one subscription may have waiting.
     queue_bytes: usize,
     next_number: u64,
@@ -84,7 +83,7 @@ impl Router {
             has_members: false,
             metrics,
             forgotten: 0,
-            waiting: Arc::default(),
+            backlog: Arc::default(),
             queue_bytes: options.queue_bytes,
             next_number: 1,
         }
@@ -108,7 +107,7 @@ impl Router {
         }
         let namespace = self.space(namespace).name.clone();
         self.space(&namespace).sessions += 1;
-        let (number, outlet) = (self.number(), Outlet::new(self.queue_bytes, self.waiting.clone()));
+        let (number, outlet) = (self.number(), Outlet::new(self.queue_bytes, self.backlog.clone()));
         let session = Session {
             outlet: outlet.clone(),
             namespace,
@@ -274,7 +273,7 @@ impl Router {
         self.tell_positions();
         self.metrics.set_links(self.peers.values().filter(|peer| peer.out.stands).count());
         self.metrics.set_ring_bytes(self.ring.bytes());
-        self.metrics.set_queue_bytes(self.waiting.load(Ordering::Relaxed));
+        self.metrics.set_queue_bytes(self.backlog.bytes());
     }
 
     /// Namespaces in which nobody publishes any more, and of which nothing is on its way.

@@ -11,7 +11,7 @@ use debros_topics::Pattern;
 
 use super::interest::Key;
 use super::peer::{Asked, Unaware};
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::ring::Entry;
 use super::router::Router;
 use super::space::{Local, head_of};
@@ -146,7 +146,8 @@ impl Router {
         }
         for entry in self.ring.after(after).filter(|entry| entry.namespace == key.namespace) {
             for (range, index, count) in matching(entry, &key.pattern, after) {
-                queue.push_replayed(&head_of(&entry.head, index, count), &entry.messages.slice(range));
+                let slice = part_of(entry.messages.len(), entry.messages.slice(range));
+                queue.push_replayed(&head_of(&entry.head, index, count), &slice);
             }
         }
     }

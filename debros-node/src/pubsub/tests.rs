@@ -1,6 +1,8 @@
 //! Two routers joined by hand, without a network: what needs a ring that is full or a link that breaks at a
 //! certain place. Everything else is tried on whole nodes.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
