@@ -183,8 +183,11 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const MESSAGE_HEADERS_BYTES_MAX: usize = 16 << 10;
 /// The name of a queue group.
 pub const GROUP_BYTES_MAX: usize = 64;
-/// Messages of one batch: they are routed without a pause.
+/// Messages of one batch: an acknowledgement is for all of them.
 pub const PUBLISH_MESSAGES_MAX: usize = 16_384;
+/// Subscriptions that messages are handed to before other clients of the node have their turn: some 20 ms. What a batch
+/// or a frame holds beyond comes in its next turn.
+pub const ROUTING_TURN_DELIVERIES: usize = 1 << 17;
 /// Bytes of one batch; a single message always fits.
 pub const PUBLISH_BYTES_MAX: usize = MESSAGE_BYTES_MAX + (64 << 10);
 /// Bytes that one client may have under way to its node: some milliseconds at full speed.

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use debros_proto::coverage::Coverage;
-use debros_proto::packed::{Run, Runs};
-use debros_proto::{NodeId, v1};
+use debros_proto::packed::{self, Run, Runs};
+use debros_proto::{NodeId, limits, v1};
 use debros_topics::Pattern;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use super::peer::Peer;
 use super::publish::tell_here;
 use super::queue::{Queue, part_of};
 use super::router::Router;
-use super::space::{Chosen, Remote};
+use super::space::{Chosen, Remote, head_of};
 use crate::planted::{Bug, is_planted};
 
 /// Why a stream of another node is not read on.
@@ -38,6 +39,35 @@ pub(super) enum Broken {
     Gap { previous: u64, received: u64 },
     #[error("a frame cannot be read")]
     Damaged,
+}
+
+/// What became of a frame.
+pub(super) struct TakenFrame {
+    /// Subscriptions that have much waiting.
+    pub(super) pressed: Vec<Arc<Queue>>,
+    /// What was too much for one turn: a frame that is taken in next, before any other.
+    pub(super) rest: Option<v1::LinkFrame>,
+}
+
+/// The first messages of a run.
+struct TakenRun {
+    count: u32,
+    /// Their bytes.
+    messages: usize,
+}
+
+impl TakenRun {
+    /// What follows them, and the runs behind.
+    fn rest_of(&self, run: &Run, behind: &[u8]) -> Bytes {
+        let mut rest = BytesMut::new();
+        let Run { head, namespace, group, messages } = run;
+        if self.messages < messages.len() {
+            let head = head_of(head, self.count, head.count - self.count);
+            packed::put_run(&mut rest, &head, namespace, group, &messages[self.messages..]);
+        }
+        rest.extend_from_slice(behind);
+        rest.freeze()
+    }
 }
 
 impl Router {
@@ -74,13 +104,13 @@ impl Router {
         peer.back.lost_since = Some(Instant::now());
     }
 
-    /// Takes in a frame. Gives the subscriptions that have much waiting.
+    /// Takes in a frame, or as much of it as one turn is long enough for.
     pub(super) fn take_frame(
         &mut self,
         node: NodeId,
         stream: u64,
         frame: v1::LinkFrame,
-    ) -> Result<Vec<Arc<Queue>>, Broken> {
+    ) -> Result<TakenFrame, Broken> {
         if self.peers.get(&node).is_none_or(|peer| peer.back.stream != stream) {
             return Err(Broken::Replaced);
         }
@@ -89,8 +119,12 @@ impl Router {
         if let Some(changes) = interest {
             self.take_interest(node, changes);
         }
-        if let Some(routed) = routed {
-            self.take_routed(node, routed, &mut pressed)?;
+        if let Some(routed) = routed
+            && let Some(routed) = self.take_routed(node, routed, &mut pressed)?
+        {
+            let routed = Some(routed);
+            let rest = v1::LinkFrame { routed, replayed, state, goodbye, ..Default::default() };
+            return Ok(TakenFrame { pressed, rest: Some(rest) });
         }
         if let Some(replayed) = replayed {
             self.take_replayed(node, replayed)?;
@@ -111,15 +145,16 @@ impl Router {
             // What found no room before is asked again.
             peer.ask();
         }
-        Ok(pressed)
+        Ok(TakenFrame { pressed, rest: None })
     }
 
+    /// Gives what is too much for this turn.
     fn take_routed(
         &mut self,
         node: NodeId,
         routed: v1::RoutedMessages,
         pressed: &mut Vec<Arc<Queue>>,
-    ) -> Result<(), Broken> {
+    ) -> Result<Option<v1::RoutedMessages>, Broken> {
         let v1::RoutedMessages { previous, reached, runs, confirm, lost } = routed;
         let Some(peer) = self.peers.get(&node) else { return Err(Broken::Replaced) };
         let (received, incarnation) = (peer.back.received, peer.back.incarnation);
@@ -131,35 +166,50 @@ impl Router {
         if !lost.is_empty() {
             self.lag(Some(&lost));
         }
-        let whole = runs.len();
-        for run in Runs::new(runs) {
+        let (whole, mut runs) = (runs.len(), Runs::new(runs));
+        let mut work_left = limits::ROUTING_TURN_DELIVERIES;
+        while let Some(run) = runs.next() {
             let mut run = run.map_err(|_| Broken::Damaged)?;
             run.messages = part_of(whole, run.messages);
             if run.head.origin != node.0 || run.head.incarnation != incarnation || run.head.count == 0 {
                 return Err(Broken::Damaged);
             }
-            self.take_run(node, &run, pressed)?;
+            let taken = self.take_run(node, &run, &mut work_left, pressed)?;
+            if taken.messages < run.messages.len() || work_left == 0 && !runs.rest().is_empty() {
+                let runs = taken.rest_of(&run, runs.rest());
+                return Ok(Some(v1::RoutedMessages { previous, reached, runs, confirm, lost: Vec::new() }));
+            }
         }
         let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
         peer.back.received = reached;
         if confirm {
             peer.back.reply(v1::LinkReply { received: reached, ..Default::default() });
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn take_run(&mut self, node: NodeId, run: &Run, pressed: &mut Vec<Arc<Queue>>) -> Result<(), Broken> {
+    /// Takes in the first messages of a run, up to so much work.
+    fn take_run(
+        &mut self,
+        node: NodeId,
+        run: &Run,
+        work_left: &mut usize,
+        pressed: &mut Vec<Arc<Queue>>,
+    ) -> Result<TakenRun, Broken> {
         let Run { head, namespace, group, messages } = run;
+        let all = TakenRun { count: head.count, messages: messages.len() };
         let namespace = std::str::from_utf8(namespace).map_err(|_| Broken::Damaged)?;
-        let last = head.first.checked_add(u64::from(head.count) - 1).ok_or(Broken::Damaged)?;
+        head.first.checked_add(head.count.into()).ok_or(Broken::Damaged)?;
         let Some(space) = self.spaces.get_mut(namespace).filter(|space| !space.local.is_empty()) else {
             if !group.is_empty() && !head.rerouted {
                 self.bounce(node, run);
             }
-            return Ok(());
+            return Ok(all);
         };
-        let plan = space.plan(messages).map_err(|_| Broken::Damaged)?;
-        if plan.count != head.count {
+        let plan = space.plan(messages, *work_left).map_err(|_| Broken::Damaged)?;
+        *work_left = work_left.saturating_sub(plan.work);
+        let taken = TakenRun { count: plan.count, messages: plan.bytes };
+        if plan.count > head.count || (plan.count == head.count) != (plan.bytes == messages.len()) {
             return Err(Broken::Damaged);
         }
         if group.is_empty() {
@@ -167,8 +217,9 @@ impl Router {
             if is_planted(Bug::RepeatedNumbersTaken) {
                 *coverage = Coverage::new();
             }
-            let told = coverage.tell(head.base, head.first, last);
-            return tell_here(&told, &plan, head, messages, pressed).map_err(|_| Broken::Damaged);
+            let told = coverage.tell(head.base, head.first, head.first + u64::from(plan.count) - 1);
+            tell_here(&told, &plan, head, messages, pressed).map_err(|_| Broken::Damaged)?;
+            return Ok(taken);
         }
         let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
         let mut group = groups.filter(|known| known.name.as_bytes() == &group[..]);
@@ -181,7 +232,7 @@ impl Router {
             _ if !head.rerouted => self.bounce(node, run),
             _ => self.metrics.dropped(head.count.into()),
         }
-        Ok(())
+        Ok(all)
     }
 
     fn bounce(&self, node: NodeId, run: &Run) {

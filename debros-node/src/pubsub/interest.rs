@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::Hasher;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use debros_proto::{limits, v1};
 use debros_topics::Pattern;
@@ -26,7 +26,15 @@ pub(super) struct Key {
     pub(super) group: Option<Arc<str>>,
 }
 
+/// The least of all patterns.
+static FIRST_PATTERN: LazyLock<Pattern> = LazyLock::new(|| Pattern::new("\0").expect("one character is a pattern"));
+
 impl Key {
+    /// The least of a namespace.
+    fn first(namespace: &str) -> Self {
+        Self { namespace: namespace.into(), pattern: FIRST_PATTERN.clone(), group: None }
+    }
+
     fn change(&self, members: u32) -> v1::InterestChange {
         let group = self.group.as_deref().unwrap_or_default().to_owned();
         let pattern = self.pattern.as_str().to_owned();
@@ -59,7 +67,13 @@ impl Interest {
 
     /// Whether there is any subscription in a namespace.
     pub(super) fn is_in(&self, namespace: &str) -> bool {
-        self.entries.keys().any(|key| *key.namespace == *namespace)
+        self.entries_in(namespace).next().is_some()
+    }
+
+    /// The subscriptions in a namespace.
+    pub(super) fn entries_in(&self, namespace: &str) -> impl Iterator<Item = (&Key, &u32)> {
+        let from = self.entries.range(Key::first(namespace)..);
+        from.take_while(move |(key, _)| *key.namespace == *namespace)
     }
 
     /// Sets how many subscriptions there are; says whether others see a difference.

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use v1::routing_client::RoutingClient;
 use v1::routing_server::RoutingServer;
 
-use super::inbound::Broken;
+use super::inbound::{Broken, TakenFrame};
 use super::outbound::Next;
 use super::queue::Patience;
 use super::{PubSubSlot, Shared};
@@ -194,9 +194,17 @@ async fn serve(
     let _served = Served { shared, node, stream };
     let mut patience = Patience::new();
     while let Ok(Some(frame)) = frames.message().await {
-        let pressed = shared.router().take_frame(node, stream, frame)?;
-        if !pressed.is_empty() {
-            patience.give(pressed).await;
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            let TakenFrame { pressed, rest } = shared.router().take_frame(node, stream, frame)?;
+            if !pressed.is_empty() {
+                patience.give(pressed).await;
+            }
+            if rest.is_some() {
+                // Others have their turn at the router.
+                tokio::task::yield_now().await;
+            }
+            next = rest;
         }
     }
     Ok(())

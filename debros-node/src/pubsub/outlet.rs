@@ -9,8 +9,8 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -70,6 +70,7 @@ pub(super) struct Outlet {
     queues: AtomicUsize,
     /// What one of its queues may hold.
     queue_bytes: usize,
+    overflowed: AtomicBool,
     /// What waits for all sessions.
     backlog: Arc<Backlog>,
     /// Cancelled when nobody listens any more, or the session is to end.
@@ -94,6 +95,7 @@ impl Outlet {
             waiting: AtomicUsize::new(0),
             queues: AtomicUsize::new(0),
             queue_bytes,
+            overflowed: AtomicBool::new(false),
             backlog,
             ended: CancellationToken::new(),
         })
@@ -156,6 +158,21 @@ impl Outlet {
             }
             self.backlog.bytes.fetch_sub(bytes, Relaxed);
         }
+    }
+
+    /// One of the queues has ended by overflowing.
+    pub(super) fn note_overflow(&self) {
+        self.overflowed.store(true, Relaxed);
+    }
+
+    /// Whether any has since this was asked last.
+    pub(super) fn has_overflowed(&self) -> bool {
+        self.overflowed.swap(false, Relaxed)
+    }
+
+    /// Whether nothing waits in any queue, no notice either.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.load(Relaxed) == 0
     }
 
     /// Whether so much waits that what is added is not sent in a moment.

@@ -182,6 +182,7 @@ impl Queue {
     }
 
     fn tell_overflow(&self) {
+        self.outlet.note_overflow();
         self.metrics.lagged();
         let (limit, found) = (limits::SUBSCRIPTION_QUEUE_BYTES, "more waiting, alone or with others");
         let failure = Failure::limit("SUBSCRIPTION_QUEUE_BYTES", limit, found).into_call();

@@ -125,8 +125,8 @@ impl Router {
     pub(super) fn detach(&mut self, session: u64) {
         let Some(ended) = self.sessions.remove(&session) else { return };
         let Session { outlet, namespace, client: _, queues, present, told: _ } = ended;
-        for (queue, key) in queues.into_values() {
-            self.take_out(&queue, &key);
+        if !queues.is_empty() {
+            self.take_out_all(&namespace, queues.into_values().collect());
         }
         for entry in present.into_values() {
             self.leave(&namespace, entry);
@@ -211,12 +211,13 @@ impl Router {
 
     /// Takes out what has ended by overflowing: its client was told so.
     fn take_out_ended(&mut self) {
-        let mut ended = Vec::new();
-        for session in self.sessions.values_mut() {
-            ended.extend(session.queues.extract_if(.., |_, (queue, _)| queue.has_ended()));
+        let mut ended: Vec<(Arc<str>, Vec<(Arc<Queue>, Key)>)> = Vec::new();
+        for session in self.sessions.values_mut().filter(|session| session.outlet.has_overflowed()) {
+            let queues = session.queues.extract_if(.., |_, (queue, _)| queue.has_ended());
+            ended.push((session.namespace.clone(), queues.map(|(_, ended)| ended).collect()));
         }
-        for (_, (queue, key)) in ended {
-            self.take_out(&queue, &key);
+        for (namespace, queues) in ended {
+            self.take_out_all(&namespace, queues);
         }
     }
 
@@ -295,7 +296,8 @@ impl Router {
             }
             // What a node published that does not know of a subscription was not delivered, wherever it stands.
             let is_busy = |queue: &Arc<Queue>| !queue.is_idle() || unaware.contains(&Arc::as_ptr(queue));
-            let busy = session.queues.values().filter(|(queue, _)| is_busy(queue));
+            let may_be_busy = !session.outlet.is_idle() || !unaware.is_empty();
+            let busy = session.queues.values().filter(|(queue, _)| may_be_busy && is_busy(queue));
             let except: Vec<u64> = busy.map(|(queue, _)| queue.number()).collect();
             if except.is_empty() {
                 session.told = positions.clone();

@@ -50,6 +50,8 @@ struct Work {
     waiting_bytes: usize,
     held: Option<BoxFuture<'static, Patience>>,
     patience: Option<Patience>,
+    /// A batch of which the first messages are taken in: its first number, and where they go.
+    begun: Option<(u64, Vec<Goes>)>,
     /// What the client is told in a moment.
     accepted: Option<Accepted>,
     under_way: FuturesUnordered<BoxFuture<'static, ()>>,
@@ -85,6 +87,7 @@ impl Session {
             waiting_bytes: 0,
             held: None,
             patience: Some(Patience::new()),
+            begun: None,
             accepted: None,
             under_way: FuturesUnordered::new(),
         };
@@ -234,10 +237,18 @@ impl Work {
         }
         let incoming = Incoming { namespace: namespace.clone(), publisher: *publisher, base, batch };
         let taken = shared.router().publish(incoming);
-        let Taken { last, sequence, goes, pressed, behind } = match taken {
+        let Taken { last, sequence, goes, pressed, behind, rest } = match taken {
             Ok(taken) => taken,
             Err(failure) => return self.refuse(About::Publish(first), failure),
         };
+        let (first, goes) = match self.begun.take() {
+            Some((first, before)) => (first, before.into_iter().chain(goes).collect()),
+            None => (first, goes),
+        };
+        if let Some(rest) = rest {
+            self.begun = Some((first, goes));
+            return self.give_way(rest, pressed, behind);
+        }
         match mode {
             v1::PublishMode::Accepted => self.accepted.get_or_insert_with(Accepted::new).last = last,
             v1::PublishMode::Routed => outlet.tell(published(last, &goes, &[])),
@@ -257,6 +268,16 @@ impl Work {
             }
         }
         self.hold(pressed, behind);
+    }
+
+    /// Lets others have their turn before the rest of a batch is taken in.
+    fn give_way(&mut self, rest: v1::Publish, pressed: Vec<Arc<Queue>>, behind: Vec<NodeId>) {
+        self.waiting_bytes += rest.messages.len() + BATCH_BYTES;
+        self.waiting.push_front(rest);
+        self.hold(pressed, behind);
+        if let Some(patience) = self.patience.take() {
+            self.held = Some(tokio::task::yield_now().map(|()| patience).boxed());
+        }
     }
 
     /// Before the first batch the other nodes hear that there will be some.

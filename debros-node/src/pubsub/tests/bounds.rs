@@ -1,4 +1,4 @@
-//! What clients that do not read may cost a node: in memory, and others.
+//! What clients may cost a node and each other: in memory when they do not read, and in time.
 
 use std::sync::Arc;
 
@@ -7,15 +7,18 @@ use debros_net::PeerId;
 use debros_proto::packed::{self, Runs};
 use debros_proto::{NodeId, limits, v1};
 use debros_topics::Pattern;
+use futures::{FutureExt, StreamExt};
+use v1::session_event::Event;
 
 use super::super::PubSubOptions;
 use super::super::metrics::PubSubMetrics;
-use super::super::outlet::Outlet;
+use super::super::outbound::Next;
+use super::super::outlet::{Events, Outlet};
 use super::super::publish::Incoming;
 use super::super::queue::Queue;
 use super::super::router::Router;
 use super::super::subscriptions::Wanted;
-use super::heard;
+use super::{DESTINATION, ORIGIN, Pair, heard};
 
 /// A node without others that remembers nothing.
 struct Alone {
@@ -44,9 +47,18 @@ impl Alone {
 
     /// A subscription whose client gives no credit.
     fn subscribe(&mut self, listener: &mut Listener, pattern: &str) -> Arc<Queue> {
+        self.subscribe_as(listener, pattern, v1::Overflow::DropOldest)
+    }
+
+    fn subscribe_as(
+        &mut self,
+        listener: &mut Listener,
+        pattern: &str,
+        overflow: v1::Overflow,
+    ) -> Arc<Queue> {
         let (number, outlet) = (listener.next, listener.outlet.clone());
         listener.next += 1;
-        let queue = Queue::new(number, 0, v1::Overflow::DropOldest, outlet, PubSubMetrics::default());
+        let queue = Queue::new(number, 0, overflow, outlet, PubSubMetrics::default());
         let pattern = Pattern::new(pattern).expect("a pattern");
         let wanted = Wanted { pattern, group: None, queue: queue.clone(), resume: None };
         self.router.subscribe(listener.session, wanted).expect("there is room");
@@ -63,7 +75,7 @@ impl Alone {
         let batch = v1::Publish { first: self.next, messages, ..Default::default() };
         self.next += count;
         let incoming = Incoming { namespace: namespace.into(), publisher: 7, base: 1, batch };
-        self.router.publish(incoming).expect("a sound batch");
+        assert!(self.router.publish(incoming).expect("a sound batch").rest.is_none(), "it is no large one");
     }
 }
 
@@ -222,4 +234,144 @@ async fn a_message_that_is_sent_at_once_is_not_copied() {
     let runs: Vec<_> = Runs::new(deliveries.expect("a message").runs).collect();
     assert_eq!(runs.len(), 1);
     assert!(!sent.is_kept());
+}
+
+/// Messages whose receivers differ from one to the next, where somebody subscribes to `x.odd`.
+fn alternating(count: usize) -> Vec<(&'static str, &'static [u8])> {
+    (0..count).map(|number| (if number % 2 == 0 { "x.even" } else { "x.odd" }, &b"-"[..])).collect()
+}
+
+fn packed(messages: &[(&str, &[u8])]) -> Bytes {
+    let mut packed = BytesMut::new();
+    for (topic, payload) in messages {
+        packed::put_message(&mut packed, topic.as_bytes(), b"", b"", payload).expect("small enough");
+    }
+    packed.freeze()
+}
+
+const MANY: usize = 1000;
+const BATCH: usize = 400;
+
+#[tokio::test]
+async fn a_batch_for_many_subscriptions_is_taken_in_by_turns_and_refused_as_a_whole() {
+    let mut node = Alone::new();
+    let mut listener = node.listener("app");
+    let queues: Vec<_> = (0..MANY).map(|_| node.subscribe(&mut listener, "x.>")).collect();
+    node.subscribe(&mut listener, "x.odd");
+    let unsound = [alternating(BATCH), vec![("x.*", &b"-"[..])]].concat();
+    let incoming = |first: u64, messages: Bytes| {
+        let batch = v1::Publish { first, messages, ..Default::default() };
+        Incoming { namespace: "app".into(), publisher: 7, base: 1, batch }
+    };
+    let refused = node.router.publish(incoming(1, packed(&unsound)));
+    assert!(refused.err().expect("a pattern is no topic").message.contains("publish to a literal topic"));
+    assert!(queues[0].is_idle(), "a part of a batch that is refused was delivered");
+
+    let (mut turns, mut heard_by_one) = (0, Vec::new());
+    let mut next = Some(incoming(1, packed(&alternating(BATCH))));
+    while let Some(incoming) = next {
+        let (base, first) = (incoming.base, incoming.batch.first);
+        let taken = node.router.publish(incoming).expect("a sound batch");
+        turns += 1;
+        let delivered = (taken.last - first + 1) as usize * MANY;
+        assert!(delivered <= limits::ROUTING_TURN_DELIVERIES + 2 * MANY, "{delivered} in one turn");
+        for queue in &queues {
+            queue.add_credit(1 << 20);
+        }
+        heard_by_one.extend(heard(&queues[0]));
+        queues[1..].iter().for_each(|queue| drop(heard(queue)));
+        next = taken.rest.map(|batch| Incoming { namespace: "app".into(), publisher: 7, base, batch });
+    }
+    assert!(turns > 1, "{MANY} times {BATCH} deliveries are more than a turn's");
+    assert_eq!(heard_by_one, (1..=BATCH as u64).map(Some).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_frame_for_many_subscriptions_is_taken_in_by_turns_also_when_its_link_breaks() {
+    let mut pair = Pair::new();
+    let (session, outlet) = pair.destination.attach("app", PeerId::random()).expect("there is room");
+    let mut queues = Vec::new();
+    for number in 0..=MANY as u64 {
+        let (outlet, metrics) = (outlet.clone(), PubSubMetrics::default());
+        let queue = Queue::new(number, u64::MAX, v1::Overflow::DropOldest, outlet, metrics);
+        let pattern = Pattern::new(if number == 0 { "x.odd" } else { "x.>" }).expect("a pattern");
+        let wanted = Wanted { pattern, group: None, queue: queue.clone(), resume: None };
+        pair.destination.subscribe(session, wanted).expect("there is room");
+        queues.push(queue);
+    }
+    pair.settle();
+    pair.publish(&alternating(BATCH));
+    let frame = pair.origin.next_frame(DESTINATION, pair.there.stream);
+    let Next::Frame(frame) = frame else { panic!("there are messages for it") };
+    let taken = pair.destination.take_frame(ORIGIN, pair.there.stream, *frame).expect("a sound frame");
+    assert!(taken.rest.is_some(), "{MANY} times {BATCH} deliveries are more than a turn's");
+    let before = heard(&queues[1]);
+    assert!(!before.is_empty() && before.len() < BATCH);
+    // The rest is never taken in, and all of it comes again.
+    pair.cut();
+    pair.link(20);
+    pair.settle();
+    let all = [before, heard(&queues[1])].concat();
+    assert_eq!(all, (1..=BATCH as u64).map(Some).collect::<Vec<_>>());
+    assert_eq!(heard(&queues[0]).len(), BATCH / 2);
+}
+
+#[tokio::test]
+async fn topics_that_the_same_patterns_match_share_their_receivers() {
+    let mut node = Alone::new();
+    let mut listener = node.listener("app");
+    (0..100).for_each(|_| drop(node.subscribe(&mut listener, ">")));
+    let mut route = |topic| {
+        let plan = node.router.space("app").plan(&packed(&[(topic, b"-")]), usize::MAX).expect("sound");
+        plan.pieces[0].route.clone()
+    };
+    let (one, other) = (route("one"), route("other"));
+    assert!(Arc::ptr_eq(&one, &other) && one.local.len() == 100);
+}
+
+#[tokio::test]
+async fn what_a_session_had_goes_with_it_and_nothing_else() {
+    let mut node = Alone::new();
+    let (mut going, mut staying) = (node.listener("app"), node.listener("app"));
+    let stays = node.subscribe(&mut staying, "news");
+    for pattern in ["news", "news", "news.*", ">"] {
+        node.subscribe(&mut going, pattern);
+    }
+    let mut elsewhere = node.listener("apple");
+    node.subscribe(&mut elsewhere, "theirs");
+    node.router.detach(going.session);
+    let topics = |namespace: &str| {
+        let topics = node.router.topics(namespace, None).into_iter();
+        topics.map(|topic| (topic.pattern, topic.subscriptions)).collect::<Vec<_>>()
+    };
+    assert_eq!(topics("app"), [("news".to_owned(), 1)]);
+    assert_eq!(topics("apple"), [("theirs".to_owned(), 1)]);
+    assert_eq!((topics("appl"), topics("b")), (vec![], vec![]));
+    assert_eq!(node.router.subscriptions, 2);
+    node.publish("app", "news", 1);
+    assert!(!stays.is_idle());
+}
+
+#[tokio::test]
+async fn a_tick_takes_out_what_has_overflowed_and_excepts_what_has_something_waiting() {
+    let mut node = Alone::new();
+    let mut listener = node.listener("app");
+    let mut events = Events::new(listener.outlet.clone());
+    let full = node.subscribe_as(&mut listener, "full", v1::Overflow::Disconnect);
+    let lagging = node.subscribe(&mut listener, "lagging");
+    node.subscribe(&mut listener, "idle");
+    for _ in 0..=limits::SUBSCRIPTION_QUEUE_BYTES / limits::MESSAGE_BYTES_MAX {
+        node.publish("app", "full", limits::MESSAGE_BYTES_MAX);
+    }
+    assert!(full.has_ended() && node.router.subscriptions == 3);
+    lagging.lag(None);
+    node.router.tick();
+    assert_eq!(node.router.subscriptions, 2);
+    let mut excepted = Vec::new();
+    while let Some(Some(event)) = events.next().now_or_never() {
+        if let Some(Event::Positions(positions)) = event.expect("no end").event {
+            excepted.push(positions.except);
+        }
+    }
+    assert_eq!(excepted, [[lagging.number()]]);
 }
