@@ -91,6 +91,7 @@ impl Router {
         let back = &mut peer.back;
         (back.stream, back.replies, back.gathering) = (stream, Some(replies), None);
         (back.lost_since, back.given_up, back.goodbye) = (None, false, None);
+        back.is_between_turns = false;
         back.asked.values_mut().for_each(|asked| asked.sent = false);
         let stand = v1::LinkStand { incarnation: own, received: back.received };
         back.reply(v1::LinkReply { stand: Some(stand), ..Default::default() });
@@ -171,17 +172,27 @@ impl Router {
         while let Some(run) = runs.next() {
             let mut run = run.map_err(|_| Broken::Damaged)?;
             run.messages = part_of(whole, run.messages);
-            if run.head.origin != node.0 || run.head.incarnation != incarnation || run.head.count == 0 {
+            if run.head.origin != node.0
+                || run.head.incarnation != incarnation
+                || run.head.count == 0
+                || run.head.sequence == 0
+            {
                 return Err(Broken::Damaged);
             }
             let taken = self.take_run(node, &run, &mut work_left, pressed)?;
             if taken.messages < run.messages.len() || work_left == 0 && !runs.rest().is_empty() {
                 let runs = taken.rest_of(&run, runs.rest());
+                let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
+                // Runs to queue groups follow those to all, under the same sequences.
+                let first = Runs::new(runs.clone()).flatten().map(|run| run.head.sequence).min();
+                peer.back.received = first.map_or(received, |first| received.max(first.saturating_sub(1)));
+                peer.back.is_between_turns = true;
+                let previous = peer.back.received;
                 return Ok(Some(v1::RoutedMessages { previous, reached, runs, confirm, lost: Vec::new() }));
             }
         }
         let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
-        peer.back.received = reached;
+        (peer.back.received, peer.back.is_between_turns) = (reached, false);
         if confirm {
             peer.back.reply(v1::LinkReply { received: reached, ..Default::default() });
         }

@@ -87,6 +87,8 @@ pub(super) struct Inbound {
     pub(super) incarnation: u64,
     /// Everything up to here that concerns this node was handed to its subscriptions.
     pub(super) received: u64,
+    /// A part of a frame is with the subscriptions, which may have more than `received` says.
+    pub(super) is_between_turns: bool,
     /// Its interest, as it was told last.
     pub(super) interest: Interest,
     /// The version of that.
@@ -171,6 +173,7 @@ impl Peer {
                 replies: None,
                 incarnation: 0,
                 received: 0,
+                is_between_turns: false,
                 interest: Interest::default(),
                 version: 0,
                 is_new: false,
@@ -200,9 +203,10 @@ impl Inbound {
         former.is_none_or(|former| may(&former.publishes, former.goodbye))
     }
 
-    /// Whether it was asked for messages that have not come.
-    pub(super) fn asks_still(&self) -> bool {
-        self.asked.values().any(|asked| asked.queue.strong_count() > 0)
+    /// Whether subscriptions stand at different places: it was asked for messages that have not come, or a frame was
+    /// taken in as a part.
+    pub(super) fn stands_apart(&self) -> bool {
+        self.is_between_turns || self.asked.values().any(|asked| asked.queue.strong_count() > 0)
     }
 
     /// Answers the stream that is served. A reply that finds no room is one of those that the next heartbeat

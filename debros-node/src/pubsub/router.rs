@@ -211,10 +211,10 @@ impl Router {
 
     /// Takes out what has ended by overflowing: its client was told so.
     fn take_out_ended(&mut self) {
-        let mut ended: Vec<(Arc<str>, Vec<(Arc<Queue>, Key)>)> = Vec::new();
+        let mut ended = Vec::new();
         for session in self.sessions.values_mut().filter(|session| session.outlet.has_overflowed()) {
             let queues = session.queues.extract_if(.., |_, (queue, _)| queue.has_ended());
-            ended.push((session.namespace.clone(), queues.map(|(_, ended)| ended).collect()));
+            ended.push((session.namespace.clone(), queues.map(|(_, ended)| ended).collect::<Vec<_>>()));
         }
         for (namespace, queues) in ended {
             self.take_out_all(&namespace, queues);
@@ -238,7 +238,7 @@ impl Router {
         let others = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.back.incarnation != 0 && !(of_all && peer.back.asks_still()));
+            .filter(|(_, peer)| peer.back.incarnation != 0 && !(of_all && peer.back.stands_apart()));
         let others = others.map(|(node, peer)| v1::Position {
             origin: node.0,
             incarnation: peer.back.incarnation,

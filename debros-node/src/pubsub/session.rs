@@ -239,7 +239,10 @@ impl Work {
         let taken = shared.router().publish(incoming);
         let Taken { last, sequence, goes, pressed, behind, rest } = match taken {
             Ok(taken) => taken,
-            Err(failure) => return self.refuse(About::Publish(first), failure),
+            Err(failure) => {
+                let first = self.begun.take().map_or(first, |(first, _)| first);
+                return self.refuse(About::Publish(first), failure);
+            }
         };
         let (first, goes) = match self.begun.take() {
             Some((first, before)) => (first, before.into_iter().chain(goes).collect()),

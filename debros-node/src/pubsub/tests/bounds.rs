@@ -50,12 +50,7 @@ impl Alone {
         self.subscribe_as(listener, pattern, v1::Overflow::DropOldest)
     }
 
-    fn subscribe_as(
-        &mut self,
-        listener: &mut Listener,
-        pattern: &str,
-        overflow: v1::Overflow,
-    ) -> Arc<Queue> {
+    fn subscribe_as(&mut self, listener: &mut Listener, pattern: &str, overflow: v1::Overflow) -> Arc<Queue> {
         let (number, outlet) = (listener.next, listener.outlet.clone());
         listener.next += 1;
         let queue = Queue::new(number, 0, overflow, outlet, PubSubMetrics::default());
@@ -307,6 +302,9 @@ async fn a_frame_for_many_subscriptions_is_taken_in_by_turns_also_when_its_link_
     assert!(taken.rest.is_some(), "{MANY} times {BATCH} deliveries are more than a turn's");
     let before = heard(&queues[1]);
     assert!(!before.is_empty() && before.len() < BATCH);
+    // Where it stands is told to nobody meanwhile: it may be less than a subscription has.
+    let positions = pair.destination.positions(true);
+    assert!(positions.iter().all(|position| position.origin != ORIGIN.0), "{positions:?}");
     // The rest is never taken in, and all of it comes again.
     pair.cut();
     pair.link(20);
