@@ -192,7 +192,7 @@ async fn serve(
     let hello = first.and_then(|frame| frame.hello).ok_or(Broken::NoHello)?;
     let stream = shared.router().accept_link(node, hello, replies)?;
     let _served = Served { shared, node, stream };
-    let mut patience = Patience::new();
+    let mut patience = Patience::of_link();
     while let Ok(Some(frame)) = frames.message().await {
         let mut next = Some(frame);
         while let Some(frame) = next {

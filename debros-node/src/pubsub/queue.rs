@@ -378,23 +378,36 @@ fn join(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 pub(super) struct Patience {
     left: Duration,
     refilled: Instant,
+    /// The most of one wait.
+    max: Duration,
+    /// The budget grows by this part of the time.
+    share: u32,
 }
 
-/// The most of one wait.
-const PATIENCE_MAX: Duration = Duration::from_millis(250);
-/// The budget grows by this part of the time.
-const PATIENCE_SHARE: u32 = 4;
+/// A publisher waits for subscriptions of its own namespace.
+const PUBLISHER_PATIENCE: (Duration, u32) = (Duration::from_millis(250), 4);
+/// A link carries the messages of all namespaces: what it waits for one, others wait for, too.
+const LINK_PATIENCE: (Duration, u32) = (Duration::from_millis(5), 20);
 
 impl Patience {
-    /// A full budget.
-    pub(super) fn new() -> Self {
-        Self { left: PATIENCE_MAX, refilled: Instant::now() }
+    /// Of a publisher here, with a full budget.
+    pub(super) fn of_publisher() -> Self {
+        Self::new(PUBLISHER_PATIENCE)
+    }
+
+    /// Of a link from another node, with a full budget.
+    pub(super) fn of_link() -> Self {
+        Self::new(LINK_PATIENCE)
+    }
+
+    fn new((max, share): (Duration, u32)) -> Self {
+        Self { left: max, refilled: Instant::now(), max, share }
     }
 
     /// Waits until there is room in these queues, or the budget is used up.
     pub(super) async fn give(&mut self, pressed: Vec<Arc<Queue>>) {
         let began = Instant::now();
-        self.left = PATIENCE_MAX.min(self.left + began.duration_since(self.refilled) / PATIENCE_SHARE);
+        self.left = self.max.min(self.left + began.duration_since(self.refilled) / self.share);
         for queue in pressed {
             let within = self.left.saturating_sub(began.elapsed());
             if within.is_zero() {
@@ -402,7 +415,10 @@ impl Patience {
             }
             queue.room(within).await;
         }
-        self.left = self.left.saturating_sub(began.elapsed());
-        self.refilled = Instant::now();
+        let took = began.elapsed();
+        // A timer takes a millisecond at least: what was too long is paid back before the budget grows again.
+        let overdrawn = took.saturating_sub(self.left);
+        self.left = self.left.saturating_sub(took);
+        self.refilled = self.refilled.max(Instant::now()) + overdrawn * self.share;
     }
 }

@@ -86,7 +86,7 @@ impl Session {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             held: None,
-            patience: Some(Patience::new()),
+            patience: Some(Patience::of_publisher()),
             begun: None,
             accepted: None,
             under_way: FuturesUnordered::new(),
@@ -390,11 +390,11 @@ impl Shared {
         Ok(without)
     }
 
-    /// Waits until these nodes have taken most of what is for them. One that takes nothing is not waited for
-    /// again before it has.
+    /// Waits until these nodes have taken most of what is for them, for all of them at once. One that takes nothing
+    /// is not waited for again before it has.
     async fn caught_up(&self, nodes: Vec<NodeId>) {
+        let deadline = Instant::now() + limits::LINK_PATIENCE;
         for node in nodes {
-            let deadline = Instant::now() + limits::LINK_PATIENCE;
             loop {
                 let Some(room) = self.router().peers.get(&node).map(|peer| peer.out.room.clone()) else {
                     break;
