@@ -217,6 +217,10 @@ pub const NODE_QUEUES_BYTES: usize = 512 << 20;
 pub const SUBSCRIPTION_CREDIT_BYTES_MAX: u64 = 64 << 20;
 /// Subscriptions, and presences, of one session.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 20_000;
+/// Presences of one namespace in the whole cluster: every node keeps them, and tells all to whoever begins to watch.
+pub const PRESENCES_PER_NAMESPACE_MAX: usize = 20_000;
+/// Presences of the whole cluster: every node keeps them.
+pub const PRESENCES_MAX: usize = 65_536;
 /// Watches of who is present, of one session.
 pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
 /// Presence events that wait for an application in its process; past it the watch ends.

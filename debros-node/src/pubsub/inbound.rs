@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use v1::interest_change::About;
 
-use super::interest::{Interest, Key};
+use super::interest::{Interest, Key, Member};
 use super::peer::Peer;
 use super::publish::tell_here;
 use super::queue::{Queue, part_of};
@@ -352,8 +352,6 @@ impl Router {
     }
 }
 
-type Member = (Arc<str>, v1::PresentMember);
-
 enum Changed {
     Nothing,
     Entry(Key, u32),
@@ -377,7 +375,7 @@ fn set(interest: &mut Interest, node: NodeId, change: v1::InterestChange) -> Cha
             Changed::Nothing
         }
         Some(About::Presence(v1::PresenceInterest { entry, topic, member, data, left })) => {
-            let member = v1::PresentMember { topic, member, data, node_id: node.0, entry };
+            let member = Arc::new(v1::PresentMember { topic, member, data, node_id: node.0, entry });
             let after = (!left).then_some((namespace, member));
             let before = interest.set_present(entry, after.clone());
             Changed::Present { before, after }

@@ -5,7 +5,8 @@
 //! queues that can send --> ready ---+--> Events (polled by the connection) --> client
 //! ```
 //!
-//! The queues are bounded by themselves, the events by the calls that a session may have under way.
+//! The queues are bounded by themselves, the events by the calls that a session may have under way; what tells of many is
+//! made when it is sent.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use v1::session_event::Event;
 
+use super::presence::{Here, MEMBERS_PER_EVENT};
 use super::queue::Queue;
 
 /// So much may wait for a session in the memory that it came in.
@@ -77,9 +79,26 @@ pub(super) struct Outlet {
     ended: CancellationToken,
 }
 
+/// An event that is made when it is sent: as it waits it shares what it tells with others that wait.
+pub(super) enum Later {
+    Event(Event),
+    /// Somebody has entered, or left.
+    Presence {
+        subscription: u64,
+        left: bool,
+        member: Arc<v1::PresentMember>,
+    },
+    /// Who is here; as many events as it takes.
+    Here(Here),
+    /// Positions, and the subscriptions of which they are not.
+    Positions(Arc<[v1::Position]>, Vec<u64>),
+}
+
 #[derive(Default)]
 struct State {
-    events: VecDeque<Event>,
+    events: VecDeque<Later>,
+    /// Members that wait to be told of to those that begin to watch.
+    here: usize,
     ready: VecDeque<Arc<Queue>>,
     /// The last accepted number that was not told yet.
     accepted: Option<u64>,
@@ -107,7 +126,17 @@ impl Outlet {
 
     /// Sends an event.
     pub(super) fn tell(&self, event: Event) {
-        self.state().events.push_back(event);
+        self.tell_later(Later::Event(event));
+    }
+
+    /// Sends what becomes an event, or several.
+    pub(super) fn tell_later(&self, later: Later) {
+        let mut state = self.state();
+        if let Later::Here(here) = &later {
+            state.here += here.left();
+        }
+        state.events.push_back(later);
+        drop(state);
         self.waker.wake();
     }
 
@@ -181,8 +210,14 @@ impl Outlet {
         waiting > SHARED_BYTES || waiting > 0 && self.backlog.bytes() > SHARED_BYTES_IN_ALL
     }
 
-    /// Whether more is waiting than the client's own calls explain: it does not listen.
+    /// Whether so much is waiting that no more is done for the client before it has taken some.
     pub(super) fn is_overdue(&self) -> bool {
+        let state = self.state();
+        state.events.len() + state.here / MEMBERS_PER_EVENT > limits::SESSION_CALLS_MAX
+    }
+
+    /// Whether more is waiting than the client's own calls explain: it does not listen.
+    pub(super) fn takes_nothing(&self) -> bool {
         self.state().events.len() > limits::SESSION_CALLS_MAX
     }
 
@@ -214,6 +249,35 @@ impl Events {
     }
 }
 
+impl State {
+    /// The event that is sent next.
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            match self.events.pop_front()? {
+                Later::Event(event) => return Some(event),
+                Later::Presence { subscription, left, member } => {
+                    let event = v1::PresenceEvent { left, member: Some((*member).clone()) };
+                    let events = vec![event];
+                    return Some(Event::Presence(v1::PresenceEvents { subscription, events }));
+                }
+                Later::Here(mut here) => {
+                    let before = here.left();
+                    let events = here.next_event();
+                    self.here -= before - here.left();
+                    if let Some(events) = events {
+                        self.events.push_front(Later::Here(here));
+                        return Some(Event::Presence(events));
+                    }
+                }
+                Later::Positions(positions, except) => {
+                    let positions = positions.to_vec();
+                    return Some(Event::Positions(v1::Positions { positions, except }));
+                }
+            }
+        }
+    }
+}
+
 impl Stream for Events {
     type Item = Result<v1::SessionEvent, Status>;
 
@@ -222,7 +286,7 @@ impl Stream for Events {
         outlet.waker.register(context.waker());
         let mut state = outlet.state();
         let event = |event| Poll::Ready(Some(Ok(v1::SessionEvent { event: Some(event) })));
-        if let Some(next) = state.events.pop_front() {
+        if let Some(next) = state.next_event() {
             return event(next);
         }
         if let Some(last) = state.accepted.take() {

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use debros_net::PeerId;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::time::Instant;
-use v1::session_event::Event;
 
 use super::PubSubOptions;
 use super::interest::{Interest, Key, Own};
 use super::metrics::PubSubMetrics;
-use super::outlet::{Backlog, Outlet};
+use super::outlet::{Backlog, Later, Outlet};
 use super::peer::Peer;
 use super::presence::Watch;
 use super::queue::Queue;
@@ -32,7 +31,8 @@ pub(super) struct Router {
     pub(super) peers: BTreeMap<NodeId, Peer>,
     pub(super) own: Own,
     pub(super) sessions: BTreeMap<u64, Session>,
-    pub(super) watches: Vec<Watch>,
+    /// By namespace.
+    pub(super) watches: BTreeMap<Arc<str>, Vec<Watch>>,
     pub(super) subscriptions: usize,
     pub(super) stopping: bool,
     /// It was told who the members are.
@@ -77,7 +77,7 @@ impl Router {
             peers: BTreeMap::new(),
             own: Own::new(),
             sessions: BTreeMap::new(),
-            watches: Vec::new(),
+            watches: BTreeMap::new(),
             subscriptions: 0,
             stopping: false,
             has_members: false,
@@ -131,7 +131,7 @@ impl Router {
         for entry in present.into_values() {
             self.leave(&namespace, entry);
         }
-        self.watches.retain(|watch| !Arc::ptr_eq(&watch.outlet, &outlet));
+        self.end_watches(&namespace, |watch| Arc::ptr_eq(&watch.outlet, &outlet));
         self.space(&namespace).sessions -= 1;
         outlet.end(Ok(()));
         self.wake_links();
@@ -303,8 +303,7 @@ impl Router {
                 session.told = positions.clone();
             }
             if except.len() < session.queues.len() {
-                let event = v1::Positions { positions: positions.to_vec(), except };
-                session.outlet.tell(Event::Positions(event));
+                session.outlet.tell_later(Later::Positions(positions.clone(), except));
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use debros_net::PeerId;
 use debros_proto::packed::{self, Runs};
-use debros_proto::{NodeId, limits, v1};
+use debros_proto::{Failure, NodeId, limits, v1};
 use debros_topics::Pattern;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
@@ -401,4 +401,71 @@ async fn a_subscription_that_is_slow_for_ever_takes_a_small_part_of_the_time_of_
     }
     assert!(longest <= Duration::from_millis(6), "{longest:?}");
     assert!(waited > Duration::ZERO && waited < Duration::from_secs(1), "{waited:?} of 10 s");
+}
+
+fn enter(router: &mut Router, session: u64, presence: u64) -> Result<(), Failure> {
+    let topic = format!("room.{}", presence % 2);
+    router.enter(session, v1::Enter { presence, topic, member: "ann".into(), data: Bytes::new() })
+}
+
+#[tokio::test]
+async fn presences_are_bounded_in_a_namespace_and_in_all_wherever_they_entered() {
+    let mut pair = Pair::new();
+    let (there, _) = pair.destination.attach("app", PeerId::random()).expect("there is room");
+    let max = limits::PRESENCES_PER_NAMESPACE_MAX as u64;
+    (1..=max).for_each(|presence| enter(&mut pair.destination, there, presence).expect("there is room"));
+    pair.settle();
+    let (here, _) = pair.origin.attach("app", PeerId::random()).expect("there is room");
+    let refused = enter(&mut pair.origin, here, 1).unwrap_err();
+    assert!(refused.message.contains("PRESENCES_PER_NAMESPACE_MAX"), "{}", refused.message);
+    // Others have room, as long as there is any.
+    let mut admitted = max;
+    let mut refused = None;
+    for namespace in ["b", "c", "d", "e"] {
+        let (session, _) = pair.origin.attach(namespace, PeerId::random()).expect("there is room");
+        for presence in 1..=max {
+            match enter(&mut pair.origin, session, presence) {
+                Ok(()) => admitted += 1,
+                Err(failure) => refused = Some(failure.message),
+            }
+        }
+    }
+    assert_eq!(admitted, limits::PRESENCES_MAX as u64);
+    assert!(refused.expect("it is full").contains("PRESENCES_MAX"));
+    // Who leaves makes room.
+    pair.destination.leave_by(there, 1);
+    pair.settle();
+    enter(&mut pair.origin, here, 1).expect("there is room");
+}
+
+#[tokio::test]
+async fn listings_of_who_is_here_wait_as_what_they_are_and_end_no_session() {
+    const PRESENCES: u64 = 5_000;
+    const WATCHES: u64 = 250;
+    let mut node = Alone::new();
+    let present = node.listener("app");
+    (1..=PRESENCES).for_each(|presence| enter(&mut node.router, present.session, presence).expect("room"));
+    let listener = node.listener("app");
+    let mut events = Events::new(listener.outlet.clone());
+    for subscription in 1..=WATCHES {
+        let pattern = Pattern::new("room.1").expect("a pattern");
+        node.router.watch_presence(listener.session, subscription, pattern).expect("there is room");
+    }
+    assert!(listener.outlet.is_overdue(), "no more calls are carried out before it has taken some");
+    node.router.leave_by(present.session, 1);
+    node.router.leave_by(present.session, 2);
+    let mut told = vec![(0, 0); WATCHES as usize + 1];
+    while let Some(event) = events.next().now_or_never() {
+        let event = event.expect("the session goes on").expect("the session goes on").event;
+        let Some(Event::Presence(presence)) = event else { continue };
+        let (entered, left) = &mut told[presence.subscription as usize];
+        assert!(
+            presence.events.iter().all(|event| event.left || *left == 0),
+            "one enters behind one that left"
+        );
+        *left += presence.events.iter().filter(|event| event.left).count();
+        *entered += presence.events.iter().filter(|event| !event.left).count();
+    }
+    assert_eq!(told[1..], vec![(PRESENCES as usize / 2, 1); WATCHES as usize]);
+    assert!(!listener.outlet.is_overdue());
 }
