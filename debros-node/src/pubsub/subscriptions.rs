@@ -1,7 +1,7 @@
 //! Subscriptions of this node's clients: how one begins, resumes behind what another node had delivered, and
 //! ends; and what is subscribed to in the whole cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use debros_net::PeerId;
@@ -11,7 +11,7 @@ use debros_topics::Pattern;
 
 use super::interest::Key;
 use super::peer::{Asked, Unaware};
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::ring::Entry;
 use super::router::Router;
 use super::space::{Local, head_of};
@@ -73,13 +73,30 @@ impl Router {
         true
     }
 
-    pub(super) fn take_out(&mut self, queue: &Arc<Queue>, key: &Key) {
+    fn take_out(&mut self, queue: &Arc<Queue>, key: &Key) {
         queue.end();
         let space = self.space(&key.namespace);
         space.local.remove(&key.pattern, |local| Arc::ptr_eq(&local.queue, queue));
         space.forget_routes();
         self.own.remove(key);
         self.subscriptions -= 1;
+        self.metrics.set_subscriptions(self.subscriptions);
+    }
+
+    /// Takes out many of a namespace, at the cost of looking once at what else has their patterns.
+    pub(super) fn take_out_all(&mut self, namespace: &str, gone: Vec<(Arc<Queue>, Key)>) {
+        let mut by_pattern: BTreeMap<Pattern, HashSet<*const Queue>> = BTreeMap::new();
+        for (queue, key) in &gone {
+            queue.end();
+            self.own.remove(key);
+            by_pattern.entry(key.pattern.clone()).or_default().insert(Arc::as_ptr(queue));
+        }
+        let space = self.space(namespace);
+        for (pattern, queues) in by_pattern {
+            space.local.remove_all(&pattern, |local| queues.contains(&Arc::as_ptr(&local.queue)));
+        }
+        space.forget_routes();
+        self.subscriptions -= gone.len();
         self.metrics.set_subscriptions(self.subscriptions);
     }
 
@@ -157,7 +174,8 @@ impl Router {
         }
         for entry in self.ring.after(after).filter(|entry| entry.namespace == key.namespace) {
             for (range, index, count) in matching(entry, &key.pattern, after) {
-                queue.push_replayed(&head_of(&entry.head, index, count), &entry.messages.slice(range));
+                let slice = part_of(entry.messages.len(), entry.messages.slice(range));
+                queue.push_replayed(&head_of(&entry.head, index, count), &slice);
             }
         }
     }
@@ -209,8 +227,7 @@ impl Router {
         } else {
             let others = self.peers.values().filter(|peer| !peer.is_lost()).map(|peer| &peer.back.interest);
             for interest in std::iter::once(&self.own.interest).chain(others) {
-                let here = interest.entries.iter().filter(|(key, _)| *key.namespace == *namespace);
-                for (key, members) in here {
+                for (key, members) in interest.entries_in(namespace) {
                     let (subscriptions, nodes) = found.entry(name(key)).or_default();
                     (*subscriptions, *nodes) = (*subscriptions + members, *nodes + 1);
                 }

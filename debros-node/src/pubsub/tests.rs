@@ -1,6 +1,8 @@
 //! Two routers joined by hand, without a network: what needs a ring that is full or a link that breaks at a
 //! certain place. Everything else is tried on whole nodes.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -65,7 +67,10 @@ fn pump(from: &mut Router, to: &mut Router, wire: &mut Wire, largest: &mut usize
         to.accept_link(sender, hello, replies).expect("a link of this cluster");
         (wire.replies, wire.served) = (waiting, true);
     } else {
-        to.take_frame(sender, wire.stream, frame).expect("frames in order");
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            next = to.take_frame(sender, wire.stream, frame).expect("frames in order").rest;
+        }
     }
     true
 }
@@ -126,7 +131,8 @@ impl Pair {
         self.next += messages.len() as u64;
         let batch = v1::Publish { first, messages: packed.freeze(), ..Default::default() };
         let incoming = Incoming { namespace: "app".into(), publisher: 7, base: 1, batch };
-        self.origin.publish(incoming).expect("a sound batch");
+        let taken = self.origin.publish(incoming).expect("a sound batch");
+        assert!(taken.rest.is_none(), "it is no large one");
     }
 
     /// More than the ring holds.

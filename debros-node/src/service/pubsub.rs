@@ -78,6 +78,13 @@ impl Messages {
         let authorised = authorise(principal, Action::Read, request.header())?;
         let pattern = Pattern::new(&request.pattern).map_err(|error| Failure::invalid(error.to_string()))?;
         let members = self.pubsub.get()?.present(authorised.namespace.as_str(), &pattern);
+        // What the wire does not take is not copied for it.
+        let max = limits::PUBSUB_FRAME_BYTES_MAX;
+        let found: usize = members.iter().map(|member| member.encoded_len()).sum();
+        if found > max {
+            return Err(Failure::limit("PUBSUB_FRAME_BYTES_MAX", max, found));
+        }
+        let members = members.iter().map(|member| (**member).clone()).collect();
         fitting(v1::PresentResponse { members })
     }
 }
