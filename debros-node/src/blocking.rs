@@ -34,6 +34,11 @@ impl<J> Clone for Jobs<J> {
 pub struct Stopped;
 
 impl<J: Send + 'static> Jobs<J> {
+    /// Jobs that wait.
+    pub fn waiting(&self) -> usize {
+        self.0.max_capacity() - self.0.capacity()
+    }
+
     /// Queues a job, waiting while the queue is full.
     ///
     /// # Errors

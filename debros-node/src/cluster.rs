@@ -9,6 +9,7 @@ mod join;
 mod layout;
 pub mod map;
 mod membership_file;
+mod metrics;
 mod placement;
 mod reconcile;
 
@@ -30,6 +31,7 @@ use map::{ClusterMap, NodeState};
 
 pub use join::{EnterError, Entry, Identity, enter};
 pub use membership_file::{Membership, read as read_membership};
+pub use metrics::register_cluster;
 pub use placement::Liveness;
 pub use reconcile::{ReconcileOptions, Reconciler};
 

@@ -56,7 +56,7 @@ use transition::Transition;
 
 pub use coordinator::{Quorum, Write};
 pub use list::{List, Page};
-pub use metrics::KvMetrics;
+pub use metrics::{KvMetrics, StoreMetrics, register_storage};
 pub use read::Get;
 pub use record::{Record, Version};
 pub use server::{IsMember, ReplicaService};

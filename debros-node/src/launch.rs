@@ -10,7 +10,7 @@ use debros_config::{Config, Storage};
 use debros_net::identity::{self, IdentityError};
 use debros_net::{ClusterSecret, Host, HostConfig, HostError, Multiaddr, SecretError};
 use debros_proto::ClusterId;
-use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use crate::cluster::ReconcileOptions;
 use crate::http::admin::AdminParts;
 use crate::http::{self, Listen, ListenError, TlsFiles};
 use crate::kv::{KvOptions, StoreOptions};
-use crate::metrics;
+use crate::metrics::{self, Exposition};
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
 use crate::pubsub::PubSubOptions;
 use crate::raft::{RaftOptions, log};
@@ -150,18 +150,12 @@ async fn listen(config: &Config, node: &Node) -> Result<Listeners, ListenError> 
     let http_metrics = node.http_metrics().clone();
     let (databases, cluster, health) = (node.databases(), node.cluster_service(), node.health());
     let api = http::rqlite::router(databases.clone(), cluster.clone(), health.clone(), &http_metrics);
-    let (registry, process) = (node.registry().clone(), metrics::process());
+    let process = Arc::new(metrics::process(&Handle::current()));
     let parts = AdminParts {
         cluster: cluster.clone(),
         health: health.clone(),
-        metrics: Arc::new(move || {
-            let mut text = String::new();
-            // Writing into a string cannot fail.
-            let _ = encode_registry(&mut text, &registry)
-                .and_then(|()| encode_registry(&mut text, &process))
-                .and_then(|()| encode_eof(&mut text));
-            text
-        }),
+        metrics: Exposition::new([node.registry().clone(), process]),
+        blocking: Blocking::Threads,
         shutdown: node.stopping(),
     };
     let admin = http::admin::router(parts, &http_metrics);

@@ -1,108 +1,44 @@
-//! Metrics that belong to no request: the Raft log, the groups, the process. Labels are bounded: a group is
-//! never one, only counts over groups are given.
+//! What all metrics share: the bounds of histograms, handles for hot paths, values that are read at a scrape,
+//! depths beside their limits, what is true of the process, and how all of it is written out.
+//!
+//! It knows no engine: each registers and describes its own metrics in a `metrics.rs` of its own. Labels are
+//! bounded everywhere: a database, a key, a topic or a peer is never one.
 
+mod bounds;
+mod exposition;
+mod histograms;
+mod operations;
 mod process;
+mod readings;
+mod reference;
+mod runtime;
 
-use std::sync::Arc;
-
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
 
-use crate::raft::log::{self, Flush};
-use crate::raft::{Groups, Role};
-use process::ProcessCollector;
+pub use bounds::Bounds;
+pub use exposition::{Exposition, Format};
+pub use histograms::{amounts, counts_exactly, durations, flushes, traced_durations, waits};
+pub use operations::{Operation, Operations, Origin};
+pub use readings::{Readings, read_at_scrape};
+pub use reference::{Kind, Metric, list, reference};
 
-/// From a fast disk's flush to one that endangers elections, in seconds.
-const FLUSH_BUCKETS: [f64; 12] =
-    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5];
-/// Entries that one flush made durable.
-const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 512.0];
+/// The target of the build and its compiler, as `build.rs` found them.
+const BUILD: [(&str, &str); 3] = [
+    ("version", debros_proto::VERSION),
+    ("rustc", env!("DEBROS_RUSTC_VERSION")),
+    ("target", env!("DEBROS_TARGET")),
+];
 
-/// Registers the log's metrics and makes the log report to them.
-pub fn observe_log(options: log::Options, registry: &mut Registry) -> log::Options {
-    let duration = Histogram::new(FLUSH_BUCKETS);
-    let entries = Histogram::new(BATCH_BUCKETS);
-    registry.register(
-        "debros_raft_log_flush_duration_seconds",
-        "Time to write and sync one batch of the Raft log",
-        duration.clone(),
-    );
-    registry.register("debros_raft_log_flush_entries", "Entries made durable by one flush", entries.clone());
-    let on_flush = move |flush: &Flush| {
-        duration.observe(flush.duration.as_secs_f64());
-        entries.observe(flush.entries as f64);
-    };
-    log::Options { on_flush: Some(Arc::new(on_flush)), ..options }
-}
-
-/// Registers what is read from the groups at each scrape.
-pub fn register_groups(registry: &mut Registry, groups: Groups) {
-    registry.register_collector(Box::new(GroupsCollector(groups)));
-}
-
-/// The process's own metrics, in a registry of their own: a process may have many nodes.
-pub fn process() -> Registry {
+/// The process's own metrics and those of the runtime, in a registry of their own: a process may have many nodes.
+pub fn process(runtime: &Handle) -> Registry {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(ProcessCollector));
+    let build = Family::<Vec<(&str, &str)>, Gauge>::default();
+    build.get_or_create(&BUILD.to_vec()).set(1);
+    registry.register("debros_build_info", "What was built; always 1", build);
+    process::register(&mut registry);
+    runtime::register(&mut registry, runtime);
     registry
-}
-
-struct GroupsCollector(Groups);
-
-impl std::fmt::Debug for GroupsCollector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GroupsCollector")
-    }
-}
-
-impl Collector for GroupsCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let statuses: Vec<_> = self.0.all().iter().map(|group| group.status()).collect();
-        let count = |wanted: &dyn Fn(&crate::raft::Status) -> bool| {
-            i64::try_from(statuses.iter().filter(|status| wanted(status)).count()).unwrap_or(i64::MAX)
-        };
-        let terms: u64 = statuses.iter().map(|status| status.term).sum();
-        let gauges: [(&str, &str, i64); 6] = [
-            ("debros_raft_groups", "Replicas on this node", count(&|_| true)),
-            (
-                "debros_raft_groups_led",
-                "Groups that this node leads",
-                count(&|status| status.role == Role::Leader),
-            ),
-            (
-                "debros_raft_groups_leaderless",
-                "Replicas that know no leader",
-                count(&|status| status.leader.is_none()),
-            ),
-            (
-                "debros_raft_groups_stopped",
-                "Replicas that have stopped",
-                count(&|status| status.role == Role::Stopped),
-            ),
-            (
-                "debros_raft_apply_lag_entries",
-                "Largest number of entries that a replica's log is ahead of its state",
-                statuses
-                    .iter()
-                    .map(|status| status.last_log_index.saturating_sub(status.applied_index))
-                    .max()
-                    .map_or(0, |lag| i64::try_from(lag).unwrap_or(i64::MAX)),
-            ),
-            // No counter: it falls when a replica goes.
-            (
-                "debros_raft_terms",
-                "Sum of the terms of this node's groups; rises with every election",
-                i64::try_from(terms).unwrap_or(i64::MAX),
-            ),
-        ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(value);
-            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(metric)?;
-        }
-        Ok(())
-    }
 }

@@ -6,12 +6,13 @@
 //! tests, and nothing below this module can tell.
 
 mod duties;
+mod metrics;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use debros_net::discovery::{Discovery, DiscoveryConfig};
+use debros_net::discovery::{Discovery, DiscoveryConfig, OnFound};
 use debros_net::grpc::{self, Channels};
 use debros_net::{IncomingStreams, Lane, Multiaddr, Network, PeerId};
 use debros_proto::{ClusterId, VERSION, v1};
@@ -28,15 +29,16 @@ use crate::clock::Clock;
 use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
 use crate::http::HttpMetrics;
 use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
-use crate::pubsub::{PubSubMetrics, PubSubOptions, PubSubSlot, RoutingService};
+use crate::metrics::{Bounds, Origin};
+use crate::pubsub::{self, PubSubMetrics, PubSubOperations, PubSubOptions, PubSubSlot, RoutingService};
 use crate::raft::log::{self, LogError, LogStore};
-use crate::raft::{Groups, RaftOptions, RaftService};
+use crate::raft::{self, Groups, GroupsParts, RaftMetrics, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
     ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Messages, Registers,
-    Replicas, Standing, Storage, end_leases,
+    Replicas, Standing, Storage, bound_watches, end_leases, register_disks,
 };
-use crate::sql::{FailedFlush, SqlEngines};
+use crate::sql::{self, FailedFlush, SqlEngines, SqlMetrics};
 
 /// What a node offers.
 const SERVICES: [&str; 3] = ["database", "storage", "pubsub"];
@@ -179,6 +181,31 @@ struct Core {
     tracker: TaskTracker,
 }
 
+/// What the engines count and measure while they work.
+struct EngineMetrics {
+    log: log::Options,
+    raft: RaftMetrics,
+    sql: SqlMetrics,
+    kv: KvMetrics,
+    pubsub: PubSubMetrics,
+}
+
+impl EngineMetrics {
+    fn register(registry: &mut Registry, rpc: &RpcMetrics, log: &log::Options) -> Self {
+        let operations = PubSubOperations {
+            publish: rpc.operation("PubSubPublish", Origin::Client),
+            subscribe: rpc.operation("PubSubSubscribe", Origin::Client),
+        };
+        Self {
+            log: raft::observe_log(log.clone(), registry),
+            raft: RaftMetrics::register(registry),
+            sql: SqlMetrics::register(registry),
+            kv: KvMetrics::register(registry),
+            pubsub: PubSubMetrics::register(registry, operations),
+        }
+    }
+}
+
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
 struct Servers {
     registers: Registers,
@@ -196,18 +223,18 @@ impl Node {
     pub async fn start(settings: Settings, environment: Environment) -> Result<Self, StartError> {
         let Environment { network, incoming, blocking, clock } = environment;
         let mut registry = Registry::default();
+        let bounds = Bounds::register(&mut registry);
         let rpc_metrics = RpcMetrics::register(&mut registry);
         let http_metrics = HttpMetrics::register(&mut registry);
-        let log_options = crate::metrics::observe_log(settings.log.clone(), &mut registry);
+        let metrics = EngineMetrics::register(&mut registry, &rpc_metrics, &settings.log);
 
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
-        let kv_metrics = KvMetrics::register(&mut registry);
-        let engines = (kv_metrics, PubSubMetrics::register(&mut registry));
-        let core = Core::open(&settings, log_options, engines, network, blocking, clock).await?;
-        crate::metrics::register_groups(&mut registry, core.groups.clone());
+        let core = Core::open(&settings, metrics, network, blocking, clock).await?;
+        core.register_readings(&mut registry, &bounds);
 
-        let discovery = core.discover(&settings, &rpc_metrics);
+        let on_found = metrics::register_discovery(&mut registry);
+        let discovery = core.discover(&settings, &rpc_metrics, on_found);
         let (initialise_asked, asked) = watch::channel(false);
         let service = ClusterService::new(ClusterParts {
             cluster: core.cluster.clone(),
@@ -224,7 +251,7 @@ impl Node {
             initialise_asked,
             may_be_asked_to_initialise: known.is_none() && settings.pinned.is_none(),
         });
-        let servers = core.serve(incoming, &service, &discovery, rpc_metrics);
+        let servers = core.serve(incoming, &service, &discovery, rpc_metrics, &bounds);
         let entered = core.run(settings, &discovery, asked);
         core.tracker.spawn(service.clone().leave_when_told(core.stop.clone()));
         let registry = Arc::new(registry);
@@ -333,8 +360,7 @@ impl Node {
 impl Core {
     async fn open(
         settings: &Settings,
-        log: log::Options,
-        (kv_metrics, pubsub_metrics): (KvMetrics, PubSubMetrics),
+        metrics: EngineMetrics,
         network: Arc<dyn Network>,
         blocking: Blocking,
         clock: Clock,
@@ -342,27 +368,29 @@ impl Core {
         let tracker = TaskTracker::new();
         let channels = Channels::new(network.clone());
         let folder = &settings.database_folder;
+        let EngineMetrics { log, raft, sql, kv: kv_metrics, pubsub: pubsub_metrics } = metrics;
         let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
-        let kv_options = settings.kv.store.clone();
+        let kv_options = kv::StoreOptions { metrics: kv_metrics.store(), ..settings.kv.store.clone() };
         let kv_store = Store::open(&settings.storage_folder, blocking.clone(), kv_options).await?;
         let snapshots = folder.join("snapshots");
         let cluster = ClusterSlot::default();
         let members = Members::new(cluster.clone());
         let believed = members.clone();
-        let groups = Groups::new(
+        let groups = Groups::new(GroupsParts {
             log,
-            channels.clone(),
-            blocking.clone(),
-            snapshots.clone(),
-            settings.raft.clone(),
-            tracker.clone(),
-            Arc::new(move |claim| believed.believe(claim)),
-        )
+            channels: channels.clone(),
+            blocking: blocking.clone(),
+            snapshot_folder: snapshots.clone(),
+            options: settings.raft.clone(),
+            tracker: tracker.clone(),
+            believes: Arc::new(move |claim| believed.believe(claim)),
+            metrics: raft,
+        })
         .map_err(|source| StartError::Folder { folder: snapshots, source })?;
         let disk = DiskState::default();
         let replicas = Replicas::new(
             groups.clone(),
-            SqlEngines::new(blocking.clone()),
+            SqlEngines::new(blocking.clone(), sql),
             clock.clone(),
             folder.clone(),
             blocking.clone(),
@@ -401,10 +429,25 @@ impl Core {
         })
     }
 
-    fn discover(&self, settings: &Settings, metrics: &RpcMetrics) -> Discovery {
+    /// Registers what is read of the parts at each scrape.
+    fn register_readings(&self, registry: &mut Registry, bounds: &Bounds) {
+        metrics::register_network(registry, bounds, &self.network);
+        let cluster = self.cluster.clone();
+        cluster::register_cluster(registry, bounds, self.network.clone(), move || cluster.get().ok());
+        register_disks(registry, self.disk.clone());
+        raft::bound_log(bounds, self.groups.log());
+        raft::register_groups(registry, self.groups.clone());
+        let replicas = self.replicas.clone();
+        sql::register_files(registry, move || replicas.all().iter().map(sql::Database::files).collect());
+        kv::register_storage(registry, bounds, &self.kv);
+        pubsub::bound_pubsub(bounds, &self.pubsub_metrics, &self.pubsub);
+    }
+
+    fn discover(&self, settings: &Settings, metrics: &RpcMetrics, on_found: OnFound) -> Discovery {
         let config = DiscoveryConfig {
             interval: settings.discovery_interval,
             peer_exchange: settings.peer_exchange,
+            on_found: Some(on_found),
             saved_peers: settings.saved_peers.then(|| settings.data_folder.join("peers.json")),
             ..DiscoveryConfig::new(settings.bootstrap.clone(), self.own_status(&settings.zone, metrics))
         };
@@ -438,6 +481,7 @@ impl Core {
         service: &ClusterService,
         discovery: &Discovery,
         metrics: RpcMetrics,
+        bounds: &Bounds,
     ) -> Servers {
         let peer_streams = incoming.take(&[Lane::Raft, Lane::Bulk, Lane::Kv, Lane::Pubsub]);
         let members = self.cluster.clone();
@@ -450,6 +494,7 @@ impl Core {
         let (stop_clients, stop_peers) = (self.stop_clients.clone(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
         let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
+        bound_watches(bounds, &registers, &storage);
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
             .add_service(rpc::storage_service(storage, metrics.clone()))
             .add_service(rpc::pubsub_service(Messages::new(self.pubsub.clone()), metrics.clone()))

@@ -52,7 +52,7 @@ use router::Router;
 use session::Session;
 
 pub use link::{Replies, RoutingService};
-pub use metrics::PubSubMetrics;
+pub use metrics::{PubSubMetrics, PubSubOperations, bound_pubsub};
 pub use outlet::Events;
 
 /// Heartbeats of links, positions for clients, and tidying.

@@ -61,6 +61,14 @@ impl<T: Clone> Slot<T> {
         let _ = state.wait_for(|state| !matches!(state, State::Serving(_))).await;
     }
 
+    /// The engine, also when it refuses: for who looks at it, not for who asks it.
+    pub fn peek(&self) -> Option<T> {
+        match &*self.0.borrow() {
+            State::Serving(engine) | State::Refusing(engine, _) => Some(engine.clone()),
+            State::Empty => None,
+        }
+    }
+
     /// The engine.
     ///
     /// # Errors

@@ -8,11 +8,13 @@
 mod convert;
 mod database;
 mod engine;
+mod metrics;
 mod registers;
 mod request;
 mod watchers;
 
 pub use database::{Database, Freshness, Write};
-pub use engine::{FailedFlush, SqlEngine, SqlEngines};
+pub use engine::{FailedFlush, Files, SqlEngine, SqlEngines};
+pub use metrics::{SqlMetrics, register_files};
 pub use request::check_statements;
 pub use watchers::Watcher;

@@ -13,7 +13,7 @@ use debros_node::blocking::Blocking;
 use debros_node::launch::launch;
 use debros_node::node::NodeFailure;
 use debros_node::raft::{CommittedCommand, Engine, Position};
-use debros_node::sql::SqlEngines;
+use debros_node::sql::{SqlEngines, SqlMetrics};
 use debros_sdk::{Client, Database, params};
 
 /// Everything here ends within this.
@@ -75,7 +75,7 @@ async fn a_failed_flush_of_the_log_ends_the_node_and_acknowledges_nothing() {
 #[tokio::test]
 async fn a_failed_flush_of_a_database_is_told_to_the_node() {
     let folder = tempfile::tempdir().expect("a folder");
-    let engines = SqlEngines::new(Blocking::Threads);
+    let engines = SqlEngines::new(Blocking::Threads, SqlMetrics::default());
     let engine = engines.open(folder.path().join("database")).await.expect("opens");
     let command = CommittedCommand { index: 1, command: Bytes::new() };
     engine.apply(vec![command], Position::default()).await.expect("applies");

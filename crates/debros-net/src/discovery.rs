@@ -59,7 +59,12 @@ pub struct DiscoveryConfig {
     pub peers_max: usize,
     /// This process's status.
     pub own_status: OwnStatus,
+    /// Told how long it took from when a peer became known, or was last found to be out of reach, until it was connected.
+    pub on_found: Option<OnFound>,
 }
+
+/// Told of a peer that was found. It must not block.
+pub type OnFound = Arc<dyn Fn(Duration) + Send + Sync>;
 
 impl DiscoveryConfig {
     /// A node's defaults.
@@ -71,6 +76,7 @@ impl DiscoveryConfig {
             saved_peers: None,
             peers_max: limits::MESH_NODES_MAX,
             own_status,
+            on_found: None,
         }
     }
 }

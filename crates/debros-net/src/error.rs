@@ -120,6 +120,20 @@ impl OpenError {
         }
     }
 
+    /// Whatever [`Self::kind`] gives of a dial that failed.
+    pub const KINDS: [&'static str; 10] = [
+        "unreachable",
+        "admission",
+        "wrong_peer",
+        "local_peer",
+        "invalid_address",
+        "busy",
+        "unsupported",
+        "too_many_connections",
+        "timeout",
+        "closed",
+    ];
+
     /// Finds the reason in an error chain, through `io::Error`, whose `source` skips the very error
     /// it wraps. A failed gRPC call over a lane has it among its sources.
     pub fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a OpenError> {
@@ -167,6 +181,10 @@ impl AdmissionError {
             AdmissionError::BrokenOff(_) => "broken_off",
         }
     }
+
+    /// Whatever [`Self::kind`] gives.
+    pub const KINDS: [&'static str; 6] =
+        ["wrong_secret", "secret_required", "secret_missing", "not_debros", "timed_out", "broken_off"];
 }
 
 /// Walks an error and its causes down to a `T`.

@@ -19,6 +19,7 @@ mod listen;
 mod protocols;
 mod transport;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -117,6 +118,8 @@ impl Host {
     /// Starts listening. Returns once every listener has an address.
     pub async fn start(config: HostConfig) -> Result<(Arc<Self>, IncomingStreams), HostError> {
         let board = Arc::new(Board::new(config.keypair.clone()));
+        let limit = u64::from(config.connections_max);
+        board.counters.connections_incoming_max.store(limit, Ordering::Relaxed);
         let (senders, incoming) = IncomingStreams::channel(&config.lanes);
         let dht = protocols::dht_name(config.dht.as_deref())?;
         let admission = Admission { local: board.local(), secret: config.secret.clone() };
@@ -134,11 +137,6 @@ impl Host {
         let host =
             Self { board, commands, stop: Mutex::new(Some(stop)), task: tokio::sync::Mutex::new(Some(task)) };
         Ok((Arc::new(host), incoming))
-    }
-
-    /// A reading of the counters.
-    pub fn stats(&self) -> NetworkStats {
-        self.board.counters.read()
     }
 
     /// Asks the swarm's task and waits for its answer. Whatever broke off before anything was handed
@@ -232,6 +230,10 @@ impl Network for Host {
 
     fn watch_peers(&self) -> broadcast::Receiver<PeerEvent> {
         self.board.watch()
+    }
+
+    fn stats(&self) -> NetworkStats {
+        self.board.counters.read()
     }
 
     fn own_record(&self) -> Option<Vec<u8>> {

@@ -15,6 +15,7 @@ use tokio::sync::broadcast;
 
 use crate::error::OpenError;
 use crate::lane::Lane;
+use crate::stats::NetworkStats;
 use crate::stream::ByteStream;
 
 /// Events kept for a slow watcher; one that misses some is told so and looks at
@@ -63,6 +64,9 @@ pub trait Network: Send + Sync + 'static {
     /// This node's signed peer record: a libp2p signed envelope (RFC 0002 and 0003 of libp2p/specs)
     /// with its [`Network::listen_addresses`]. `None` for a client, which nobody dials.
     fn own_record(&self) -> Option<Vec<u8>>;
+
+    /// A reading of the counters.
+    fn stats(&self) -> NetworkStats;
 
     /// Closes listeners and connections, and waits until they are closed.
     async fn shutdown(&self);

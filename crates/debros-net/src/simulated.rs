@@ -367,6 +367,10 @@ impl Network for SimulatedNetwork {
         self.inner.board.watch()
     }
 
+    fn stats(&self) -> crate::stats::NetworkStats {
+        self.inner.board.counters.read()
+    }
+
     fn own_record(&self) -> Option<Vec<u8>> {
         self.inner.board.record()
     }

@@ -16,6 +16,10 @@ pub struct NetworkStats {
     pub connections_tcp: u64,
     /// Connections over QUIC that are open now.
     pub connections_quic: u64,
+    /// Those of both that the other side opened.
+    pub connections_incoming: u64,
+    /// How many of these there may be.
+    pub connections_incoming_max: u64,
     /// Connections that were ever established.
     pub connections_total: u64,
     /// Streams that this node opened.
@@ -38,6 +42,8 @@ pub struct NetworkStats {
 pub(crate) struct Counters {
     pub(crate) connections_tcp: AtomicU64,
     pub(crate) connections_quic: AtomicU64,
+    pub(crate) connections_incoming: AtomicU64,
+    pub(crate) connections_incoming_max: AtomicU64,
     pub(crate) connections_total: AtomicU64,
     pub(crate) streams_opened: AtomicU64,
     pub(crate) streams_accepted: AtomicU64,
@@ -54,13 +60,19 @@ struct Reasons {
 }
 
 impl Counters {
-    pub(crate) fn connection_opened(&self, transport: TransportKind) {
+    pub(crate) fn connection_opened(&self, transport: TransportKind, incoming: bool) {
         add(&self.connections_total);
         add(self.open(transport));
+        if incoming {
+            add(&self.connections_incoming);
+        }
     }
 
-    pub(crate) fn connection_closed(&self, transport: TransportKind) {
+    pub(crate) fn connection_closed(&self, transport: TransportKind, incoming: bool) {
         self.open(transport).fetch_sub(1, Ordering::Relaxed);
+        if incoming {
+            self.connections_incoming.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn dial_failed(&self, reason: &'static str) {
@@ -78,6 +90,8 @@ impl Counters {
         NetworkStats {
             connections_tcp: self.connections_tcp.load(Ordering::Relaxed),
             connections_quic: self.connections_quic.load(Ordering::Relaxed),
+            connections_incoming: self.connections_incoming.load(Ordering::Relaxed),
+            connections_incoming_max: self.connections_incoming_max.load(Ordering::Relaxed),
             connections_total: self.connections_total.load(Ordering::Relaxed),
             streams_opened_total: self.streams_opened.load(Ordering::Relaxed),
             streams_accepted_total: self.streams_accepted.load(Ordering::Relaxed),

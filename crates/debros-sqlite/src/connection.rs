@@ -51,6 +51,19 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// What a page cache did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheAccesses {
+    /// Pages that it had.
+    pub hits: u64,
+    /// Pages that it had to read.
+    pub misses: u64,
+    /// Pages written to the write-ahead log.
+    pub writes: u64,
+    /// Pages among these that were written before their transaction's end, for want of room.
+    pub spills: u64,
+}
+
 /// What went wrong while a user's statement was compiled, bound or run.
 #[derive(Debug)]
 pub(crate) enum Trouble {
@@ -109,6 +122,24 @@ impl Connection {
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
             .map(drop)
             .map_err(|error| Fault::from_rusqlite("setting up the connection", &error))
+    }
+
+    /// What the page cache did since this was last asked.
+    pub(crate) fn take_cache_accesses(&self) -> CacheAccesses {
+        let take = |what: c_int| {
+            let (mut current, mut highest) = (0, 0);
+            // SAFETY: the handle and the out pointers are valid.
+            let code = unsafe {
+                ffi::sqlite3_db_status(self.handle().as_ptr(), what, &mut current, &mut highest, 1)
+            };
+            if code == ffi::SQLITE_OK { u64::try_from(current).unwrap_or(0) } else { 0 }
+        };
+        CacheAccesses {
+            hits: take(ffi::SQLITE_DBSTATUS_CACHE_HIT),
+            misses: take(ffi::SQLITE_DBSTATUS_CACHE_MISS),
+            writes: take(ffi::SQLITE_DBSTATUS_CACHE_WRITE),
+            spills: take(ffi::SQLITE_DBSTATUS_CACHE_SPILL),
+        }
     }
 
     /// Moves the write-ahead log into the file as far as readers let it. Tells whether all of it

@@ -25,6 +25,7 @@ pub(crate) struct Control {
     release: [Prepared; 2],
     rollback_to: [Prepared; 2],
     page_count: Prepared,
+    freelist_count: Prepared,
     virtual_tables: Prepared,
 }
 
@@ -39,6 +40,7 @@ impl Control {
             release: [prepare("RELEASE entry")?, prepare("RELEASE statement")?],
             rollback_to: [prepare("ROLLBACK TO entry")?, prepare("ROLLBACK TO statement")?],
             page_count: prepare("PRAGMA page_count")?,
+            freelist_count: prepare("PRAGMA freelist_count")?,
             virtual_tables: prepare(
                 "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND rootpage = 0 LIMIT 1",
             )?,
@@ -75,6 +77,15 @@ impl Control {
     pub(crate) fn page_count(&mut self, connection: &Connection) -> Result<u64, Fault> {
         let mut pages = 0;
         connection.run_internal("reading the file's size", &mut self.page_count, &[], |row| {
+            pages = u64::try_from(row.column_integer(0)).unwrap_or(0);
+        })?;
+        Ok(pages)
+    }
+
+    /// Pages of the file that hold nothing.
+    pub(crate) fn freelist_count(&mut self, connection: &Connection) -> Result<u64, Fault> {
+        let mut pages = 0;
+        connection.run_internal("reading the file's free pages", &mut self.freelist_count, &[], |row| {
             pages = u64::try_from(row.column_integer(0)).unwrap_or(0);
         })?;
         Ok(pages)

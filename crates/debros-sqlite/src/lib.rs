@@ -61,6 +61,7 @@ mod value;
 mod vfs;
 mod writer;
 
+pub use connection::CacheAccesses;
 pub use entry::{
     AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Operation, SessionWrite, Stamp, Write,
 };
@@ -76,4 +77,4 @@ pub use registers::{
 };
 pub use snapshot::{SnapshotInfo, inspect_snapshot};
 pub use value::{Parameters, Rows, Statement, StatementOutcome, Value};
-pub use writer::{Encode, Writer};
+pub use writer::{Encode, PageStatistics, Writer};

@@ -20,9 +20,9 @@ use crate::registers::RegisterStore;
 use crate::sessions::Sessions;
 use crate::state::{self, State, StateWriter};
 use crate::{
-    AppliedEntry, Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, LeasePage, LeaseQuery, LeaseTime,
-    Options, Register, RegisterPage, RegisterQuery, SnapshotInfo, Statement, StatementOutcome, content_hash,
-    environment, execute, options, snapshot,
+    AppliedEntry, Batch, BatchEntry, CacheAccesses, EntryEnvironment, EntryOutcome, Fault, LeasePage,
+    LeaseQuery, LeaseTime, Options, Register, RegisterPage, RegisterQuery, SnapshotInfo, Statement,
+    StatementOutcome, content_hash, environment, execute, options, snapshot,
 };
 
 /// The write-ahead log's file shrinks to this after it was checkpointed.
@@ -30,6 +30,17 @@ const WAL_BYTES_KEPT: u64 = 64 << 20;
 
 /// Encodes an outcome for the session it belongs to.
 pub type Encode<'a> = &'a dyn Fn(&EntryOutcome) -> Vec<u8>;
+
+/// How a database's pages are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageStatistics {
+    /// Pages of the file, with those that are only in the write-ahead log.
+    pub pages: u64,
+    /// Those of them that hold nothing: they are used before the file grows.
+    pub free: u64,
+    /// What the writer's cache did.
+    pub cache: CacheAccesses,
+}
 
 /// The one writer of a database.
 #[derive(Debug)]
@@ -309,6 +320,16 @@ impl Writer {
         let applied = self.state.applied_index;
         let complete = self.connection.checkpoint()?;
         Ok(complete.then_some(applied))
+    }
+
+    /// The pages of the file, and what the cache did since this was last asked. To be asked between batches.
+    ///
+    /// # Errors
+    /// A fault.
+    pub fn page_statistics(&mut self) -> Result<PageStatistics, Fault> {
+        let pages = self.control.page_count(&self.connection)?;
+        let free = self.control.freelist_count(&self.connection)?;
+        Ok(PageStatistics { pages, free, cache: self.connection.take_cache_accesses() })
     }
 
     /// Copies the database into a new file at `path`, synced.

@@ -3,10 +3,8 @@
 //!
 //! The names of JSON's fields here are stable; they are those of `docs/http.md`.
 
-use std::sync::Arc;
-
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -16,16 +14,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::meter::{HttpMetrics, measure};
+use crate::blocking::Blocking;
+use crate::metrics::{Exposition, Format};
 use crate::service::{ClusterService, Health};
 
 /// This listener's name in metrics and logs.
 const LISTENER: &str = "admin";
-/// What `prometheus-client` writes.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Writes all metrics in the OpenMetrics text format.
-pub type EncodeMetrics = Arc<dyn Fn() -> String + Send + Sync>;
-
 /// What the listener answers from.
 #[derive(Clone)]
 pub struct AdminParts {
@@ -34,7 +28,9 @@ pub struct AdminParts {
     /// The node's probes.
     pub health: Health,
     /// The node's metrics.
-    pub metrics: EncodeMetrics,
+    pub metrics: Exposition,
+    /// Where they are read.
+    pub blocking: Blocking,
     /// Cancelled as soon as the node begins to shut down.
     pub shutdown: CancellationToken,
 }
@@ -82,8 +78,11 @@ async fn healthy(State(parts): State<AdminParts>) -> Response {
     (body.http_status(), Json(body)).into_response()
 }
 
-async fn show_metrics(State(parts): State<AdminParts>) -> Response {
-    ([(header::CONTENT_TYPE, OPENMETRICS)], (parts.metrics)()).into_response()
+async fn show_metrics(State(parts): State<AdminParts>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = accept.map_or(Format::Text, Format::accepted);
+    let written = parts.blocking.run(move || parts.metrics.write(format)).await;
+    ([(header::CONTENT_TYPE, format.content_type())], written).into_response()
 }
 
 async fn status(State(parts): State<AdminParts>) -> Json<StatusBody> {

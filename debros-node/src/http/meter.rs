@@ -13,6 +13,8 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::metrics::durations;
+
 /// The route of a request that no route matches.
 const UNMATCHED: &str = "unmatched";
 
@@ -39,29 +41,26 @@ struct ListenerLabels {
 #[derive(Clone)]
 pub struct HttpMetrics {
     requests: Family<OutcomeLabels, Counter>,
-    duration: Family<RouteLabels, Histogram>,
+    duration: Family<RouteLabels, Histogram, fn() -> Histogram>,
     under_way: Family<ListenerLabels, Gauge>,
     connections: Family<ListenerLabels, Gauge>,
 }
 
-/// Around the service levels of 100 ms and 500 ms, in seconds; the same as of the gRPC services.
-const DURATION_BUCKETS: [f64; 14] =
-    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// What listens, as labels say it.
+const LISTENERS: [&str; 2] = ["http", "admin"];
+/// Classes of status codes.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl HttpMetrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
-            duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            duration: Family::new_with_constructor(durations),
             under_way: Family::default(),
             connections: Family::default(),
         };
-        registry.register(
-            "debros_http_requests",
-            "HTTP requests by listener, route and class of status code",
-            metrics.requests.clone(),
-        );
+        registry.register("debros_http_requests", "HTTP requests answered", metrics.requests.clone());
         registry.register(
             "debros_http_duration_seconds",
             "Time from an HTTP request's head to the head of its answer",
@@ -69,7 +68,21 @@ impl HttpMetrics {
         );
         registry.register("debros_http_under_way", "HTTP requests being answered", metrics.under_way.clone());
         registry.register("debros_http_connections", "Open HTTP connections", metrics.connections.clone());
+        metrics.begin_at_zero();
         metrics
+    }
+
+    /// The first request of a kind is a rise from zero, not a series that nobody has seen before.
+    fn begin_at_zero(&self) {
+        for listener in LISTENERS {
+            let route = UNMATCHED.to_owned();
+            for status in CLASSES {
+                drop(self.requests.get_or_create(&OutcomeLabels { listener, route: route.clone(), status }));
+            }
+            drop(self.duration.get_or_create(&RouteLabels { listener, route }));
+            drop(self.under_way.get_or_create(&ListenerLabels { listener }));
+            drop(self.connections.get_or_create(&ListenerLabels { listener }));
+        }
     }
 
     /// Counts a connection until the guard is dropped.
@@ -127,11 +140,12 @@ impl Drop for Counted {
 }
 
 fn class(status: StatusCode) -> &'static str {
+    let [informational, success, redirection, client_error, server_error] = CLASSES;
     match status.as_u16() {
-        100..=199 => "1xx",
-        200..=299 => "2xx",
-        300..=399 => "3xx",
-        400..=499 => "4xx",
-        _ => "5xx",
+        100..=199 => informational,
+        200..=299 => success,
+        300..=399 => redirection,
+        400..=499 => client_error,
+        _ => server_error,
     }
 }

@@ -34,6 +34,11 @@ impl Budget {
         Self { limit, wait_max, left: Arc::new(Semaphore::new(units(limit.1) as usize)) }
     }
 
+    /// The bytes that are given.
+    pub(super) fn used(&self) -> usize {
+        self.limit.1.saturating_sub(self.left.available_permits().saturating_mul(UNIT_BYTES))
+    }
+
     /// Takes so many bytes, or all there are when that is more, as soon as they are there.
     ///
     /// # Errors

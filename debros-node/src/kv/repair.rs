@@ -54,6 +54,9 @@ pub(super) async fn run(coordinator: Coordinator, interval: Duration, stop: Canc
 async fn round(coordinator: &Coordinator) {
     let inner = &coordinator.inner;
     let Some(view) = inner.layouts.adopted() else { return };
+    if view.peers().len() == 1 {
+        count_alone(coordinator, &view).await;
+    }
     let mut divergent = 0;
     for (node, peer) in view.peers() {
         if *node == inner.node || !inner.links.is_connected(*peer) {
@@ -72,6 +75,17 @@ async fn round(coordinator: &Coordinator) {
         }
     }
     inner.metrics.set_divergent(divergent);
+    inner.metrics.repair_round();
+}
+
+/// A node without peers compares with nobody, and counts its partitions for itself.
+async fn count_alone(coordinator: &Coordinator, view: &View) {
+    let inner = &coordinator.inner;
+    for partition in (0..PARTITIONS).filter(|partition| view.readers().holds(inner.node, *partition)) {
+        if inner.replica.store().count(partition).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Both hold the partition in a set from which is read.

@@ -27,7 +27,7 @@ mod writer;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use debros_proto::layout::PARTITIONS;
@@ -35,6 +35,7 @@ use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
+use super::metrics::StoreMetrics;
 use super::record::{Entry, Place, Record, Version};
 use super::tree::Tree;
 use crate::blocking::{Blocking, Jobs};
@@ -48,15 +49,16 @@ use writer::{Job, TreeState, Writer};
 
 pub(super) use changes::{Heard, Listener};
 pub(super) use reader::{ScanLimits, Snapshot};
+pub(super) use tables::Statistics;
 
 /// Jobs that wait for the writer; past it askers wait.
-const WRITES_WAITING_MAX: usize = 4096;
+pub(super) const WRITES_WAITING_MAX: usize = 4096;
 /// Jobs of one transaction: more would let the first of them wait for long.
 const WRITES_PER_COMMIT_MAX: usize = 512;
 /// Layers that wait for the applier: the one that is frozen, and once more in vain.
 const LAYERS_WAITING_MAX: usize = 2;
 /// Reads that wait for the reader.
-const READS_WAITING_MAX: usize = 4096;
+pub(super) const READS_WAITING_MAX: usize = 4096;
 /// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
 const READS_PER_SNAPSHOT_MAX: usize = 256;
 
@@ -73,6 +75,8 @@ pub struct Options {
     /// The environment's address space, and so the most that it can hold. It takes no memory and no disk
     /// until it is used.
     pub map_bytes: usize,
+    /// What it measures.
+    pub metrics: StoreMetrics,
     /// Planted bug: the journal is never flushed, so power loss loses acknowledged writes.
     #[cfg(feature = "planted-bugs")]
     pub acknowledge_before_fsync: bool,
@@ -82,6 +86,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             map_bytes: 1 << 40,
+            metrics: StoreMetrics::default(),
             #[cfg(feature = "planted-bugs")]
             acknowledge_before_fsync: false,
         }
@@ -239,6 +244,8 @@ pub struct Store {
     failed: watch::Receiver<Option<StoreError>>,
     /// Bytes of hints kept for absent replicas.
     hinted: Arc<AtomicU64>,
+    /// Deletions in the partitions whose trees are known.
+    tombstones: Arc<AtomicI64>,
     /// Trees are counted one after the other.
     counting: Arc<Mutex<()>>,
     blocking: Blocking,
@@ -292,6 +299,7 @@ impl Store {
         };
         let (tables, journal, hinted) = blocking.run(opening).await?;
         let hinted = Arc::new(AtomicU64::new(hinted));
+        let tombstones = Arc::new(AtomicI64::new(0));
         let (fail, failed) = watch::channel(None);
         let changes = ChangeRing::new();
         let layers = SharedLayers::default();
@@ -310,6 +318,7 @@ impl Store {
             trees: HashMap::new(),
             changes: changes.clone(),
             hinted: hinted.clone(),
+            tombstones: tombstones.clone(),
             fail: fail.clone(),
             options,
         };
@@ -328,6 +337,7 @@ impl Store {
             changes,
             failed,
             hinted,
+            tombstones,
             counting,
             blocking,
             layers,
@@ -516,6 +526,11 @@ impl Store {
         }
     }
 
+    /// Has a partition counted, if it was not.
+    pub(super) async fn count(&self, partition: u16) -> Result<(), StoreError> {
+        self.tree(partition).await.map(drop)
+    }
+
     /// The layout that was adopted last.
     pub(super) async fn layout(&self) -> Result<Option<v1::StorageLayout>, StoreError> {
         self.read(|snapshot| snapshot.layout()).await
@@ -540,6 +555,18 @@ impl Store {
     /// Bytes of hints kept for absent replicas.
     pub(super) fn hinted_bytes(&self) -> u64 {
         self.hinted.load(Ordering::Relaxed)
+    }
+    /// Deletions that are remembered, in the partitions that were counted: all, from the first round of repairs on.
+    pub(super) fn tombstones(&self) -> u64 {
+        self.tombstones.load(Ordering::Relaxed).try_into().unwrap_or(0)
+    }
+    /// Writes, and reads, that wait.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.writer.waiting(), self.readers.waiting())
+    }
+    /// What LMDB says of its environment.
+    pub(super) fn statistics(&self) -> Result<Statistics, StoreError> {
+        self.tables.statistics()
     }
     /// Bytes on disk.
     pub(super) fn disk_bytes(&self) -> u64 {

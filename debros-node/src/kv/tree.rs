@@ -9,7 +9,7 @@ use std::hash::Hasher;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::record::HEADER_BYTES;
+use super::record::{HEADER_BYTES, Record};
 
 /// Leaves of one tree: a difference of one key names a 256th of its partition.
 pub(super) const LEAVES: usize = 256;
@@ -20,13 +20,17 @@ const ENTRY: u64 = 1;
 const LEAF: u64 = 2;
 const ROOT: u64 = 3;
 
-/// The leaves of one partition's tree.
+/// The leaves of one partition's tree, and beside them how many of its entries are deletions: who counts the one
+/// has counted the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tree(Box<[u128; LEAVES]>);
+pub(super) struct Tree {
+    leaves: Box<[u128; LEAVES]>,
+    tombstones: i64,
+}
 
 impl Default for Tree {
     fn default() -> Self {
-        Self(Box::new([0; LEAVES]))
+        Self { leaves: Box::new([0; LEAVES]), tombstones: 0 }
     }
 }
 
@@ -45,32 +49,44 @@ pub(super) fn hash_of(place: &[u8], record: &[u8]) -> u128 {
     hasher.finish128().as_u128()
 }
 
+/// 1 for a deletion.
+pub(super) fn tombstones_in(record: &[u8]) -> i64 {
+    i64::from(Record::header(record).is_some_and(|header| header.tombstone))
+}
+
 impl Tree {
-    /// Adds an entry, or takes it out: the same step undoes itself.
-    pub(super) fn toggle(&mut self, place: &[u8], record: &[u8]) {
-        self.step(leaf_of(place), hash_of(place, record));
+    /// Adds an entry.
+    pub(super) fn add(&mut self, place: &[u8], record: &[u8]) {
+        self.step(leaf_of(place), hash_of(place, record), tombstones_in(record));
     }
 
-    /// Adds the hashes of entries of a leaf, or takes them out.
-    pub(super) fn step(&mut self, leaf: usize, hashes: u128) {
-        self.0[leaf] ^= hashes;
+    /// Adds the hashes of entries of a leaf, or takes them out, and so many deletions.
+    pub(super) fn step(&mut self, leaf: usize, hashes: u128, tombstones: i64) {
+        self.leaves[leaf] ^= hashes;
+        self.tombstones += tombstones;
+    }
+
+    /// How many of its entries are deletions.
+    pub(super) fn tombstones(&self) -> i64 {
+        self.tombstones
     }
 
     /// Adds what another tree has, or takes it out.
     pub(super) fn combine(&mut self, other: &Self) {
-        self.0.iter_mut().zip(other.0.iter()).for_each(|(leaf, other)| *leaf ^= other);
+        self.leaves.iter_mut().zip(other.leaves.iter()).for_each(|(leaf, other)| *leaf ^= other);
+        self.tombstones += other.tombstones;
     }
 
     /// The hash of everything.
     pub(super) fn root(&self) -> [u8; HASH_BYTES] {
         let mut hasher = SipHasher13::new_with_keys(ROOT, 0);
-        self.0.iter().for_each(|leaf| hasher.write(&leaf.to_be_bytes()));
+        self.leaves.iter().for_each(|leaf| hasher.write(&leaf.to_be_bytes()));
         hasher.finish128().as_u128().to_be_bytes()
     }
 
     /// The leaves as they are sent.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|leaf| leaf.to_be_bytes()).collect()
+        self.leaves.iter().flat_map(|leaf| leaf.to_be_bytes()).collect()
     }
 
     /// The leaves in which the tree differs from one that was sent; all of them when that is malformed.
@@ -82,7 +98,7 @@ impl Tree {
         let differs = |(index, (mine, theirs)): (usize, (&u128, &[u8]))| {
             (mine.to_be_bytes() != theirs).then_some(index)
         };
-        self.0.iter().zip(theirs).enumerate().filter_map(differs).collect()
+        self.leaves.iter().zip(theirs).enumerate().filter_map(differs).collect()
     }
 }
 
@@ -94,11 +110,12 @@ mod tests {
     fn equal_contents_have_equal_trees_whatever_the_order() {
         let (mut one, mut other) = (Tree::default(), Tree::default());
         let places: Vec<Vec<u8>> = (0..1000u32).map(|number| number.to_be_bytes().to_vec()).collect();
-        places.iter().for_each(|place| one.toggle(place, b"value"));
-        places.iter().rev().for_each(|place| other.toggle(place, b"value"));
+        places.iter().for_each(|place| one.add(place, b"value"));
+        places.iter().rev().for_each(|place| other.add(place, b"value"));
         assert_eq!(one, other);
-        other.toggle(&places[7], b"value");
-        other.toggle(&places[7], b"another");
+        // The same step undoes itself.
+        other.add(&places[7], b"value");
+        other.add(&places[7], b"another");
         assert_ne!(one.root(), other.root());
         assert_eq!(one.differing(&other.to_bytes()), [leaf_of(&places[7])]);
         assert_eq!(one.differing(&[]).len(), LEAVES);
@@ -107,11 +124,11 @@ mod tests {
     #[test]
     fn a_tree_computed_beside_writes_is_the_sum_of_both() {
         let (mut scanned, mut meanwhile, mut whole) = (Tree::default(), Tree::default(), Tree::default());
-        scanned.toggle(b"a", b"1");
-        meanwhile.toggle(b"a", b"1");
-        meanwhile.toggle(b"a", b"2");
+        scanned.add(b"a", b"1");
+        meanwhile.add(b"a", b"1");
+        meanwhile.add(b"a", b"2");
         scanned.combine(&meanwhile);
-        whole.toggle(b"a", b"2");
+        whole.add(b"a", b"2");
         assert_eq!(scanned, whole);
     }
 }

@@ -1,11 +1,17 @@
-//! Pub/sub's own metrics. They have no labels: a topic, a namespace or a client is never one.
+//! Pub/sub's own metrics. They have no labels: a topic, a namespace or a client is never one. Counters are touched
+//! once for a run of messages, not for each.
 
+use debros_proto::{ErrorCode, limits};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+
+use super::PubSubSlot;
+use crate::metrics::{Bounds, Operation};
 
 /// What pub/sub counts. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct PubSubMetrics {
     published: Counter,
     delivered: Counter,
@@ -14,18 +20,29 @@ pub struct PubSubMetrics {
     lost: Counter,
     repeated: Counter,
     bounced: Counter,
+    gaps_repaired: Counter,
     sessions: Gauge,
     subscriptions: Gauge,
     interest_entries: Gauge,
     ring_bytes: Gauge,
     queue_bytes: Gauge,
     links: Gauge,
+    operations: Option<PubSubOperations>,
+}
+
+/// The requests on a session that users wait for.
+#[derive(Clone)]
+pub struct PubSubOperations {
+    /// A batch, until it is acknowledged.
+    pub publish: Operation,
+    /// A subscription, until it stands.
+    pub subscribe: Operation,
 }
 
 impl PubSubMetrics {
     /// Registers the metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
+    pub fn register(registry: &mut Registry, operations: PubSubOperations) -> Self {
+        let metrics = Self { operations: Some(operations), ..Self::default() };
         let mut counter = |name: &str, help: &str, counter: &Counter| {
             registry.register(format!("debros_pubsub_{name}"), help, counter.clone());
         };
@@ -36,6 +53,11 @@ impl PubSubMetrics {
         counter("lost", "Messages that left the ring before a node had them", &metrics.lost);
         counter("repeated", "Messages that publishers sent again and that were known", &metrics.repeated);
         counter("bounced", "Messages rerouted because a queue group's member had gone", &metrics.bounced);
+        counter(
+            "gaps_repaired",
+            "Messages that a broken link, or a subscription that moved, had missed and got from a ring",
+            &metrics.gaps_repaired,
+        );
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
             registry.register(format!("debros_pubsub_{name}"), help, gauge.clone());
         };
@@ -48,6 +70,21 @@ impl PubSubMetrics {
         metrics
     }
 
+    /// A batch that came then was acknowledged, or refused.
+    pub(super) fn publish_answered(&self, since: Instant, error: Option<ErrorCode>) {
+        if let Some(operations) = &self.operations {
+            operations.publish.answered(error, since.elapsed());
+        }
+    }
+    /// A subscription that was asked for then stands, or was refused.
+    pub(super) fn subscribe_answered(&self, since: Instant, error: Option<ErrorCode>) {
+        if let Some(operations) = &self.operations {
+            operations.subscribe.answered(error, since.elapsed());
+        }
+    }
+    pub(super) fn gaps_repaired(&self, count: u64) {
+        self.gaps_repaired.inc_by(count);
+    }
     pub(super) fn published(&self, count: u64) {
         self.published.inc_by(count);
     }
@@ -87,4 +124,18 @@ impl PubSubMetrics {
     pub(super) fn set_links(&self, count: usize) {
         self.links.set(count as i64);
     }
+}
+
+/// Names what the engine holds to a limit.
+pub fn bound_pubsub(bounds: &Bounds, metrics: &PubSubMetrics, slot: &PubSubSlot) {
+    let read = |gauge: &Gauge| {
+        let gauge = gauge.clone();
+        move || usize::try_from(gauge.get()).unwrap_or(0)
+    };
+    bounds.resource("pubsub_sessions", limits::SESSIONS_PER_NODE_MAX, read(&metrics.sessions));
+    bounds.resource("pubsub_subscriptions", limits::SUBSCRIPTIONS_MAX, read(&metrics.subscriptions));
+    bounds.queue_bytes("pubsub_ring", limits::RING_BYTES_MAX, read(&metrics.ring_bytes));
+    let slot = slot.clone();
+    let waiting = move || slot.peek().map_or(0, |pubsub| pubsub.shared.router().waiting_bytes());
+    bounds.queue_bytes("pubsub_queues", limits::NODE_QUEUES_BYTES, waiting);
 }

@@ -169,6 +169,9 @@ impl Router {
         out.cursor = from.max(out.since).min(self.ring.last());
         out.offset = self.ring.offset_at(out.cursor);
         out.part = (0, 0);
+        let again = self.ring.after(out.cursor).flat_map(|entry| &entry.segments);
+        let again = again.filter(|segment| segment.to_nodes.contains(node));
+        self.metrics.gaps_repaired(again.map(|segment| u64::from(segment.count)).sum());
         for (namespace, last) in std::mem::take(&mut out.unconfirmed) {
             if last > received {
                 *out.lost.entry(namespace).or_default() += 1;

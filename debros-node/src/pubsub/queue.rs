@@ -106,6 +106,7 @@ impl Queue {
     pub(super) fn push_replayed(self: &Arc<Self>, head: &RunHead, messages: &Bytes) {
         let state = self.state();
         if !state.ended {
+            self.metrics.gaps_repaired(head.count.into());
             self.add(state, head, messages);
         }
     }

@@ -90,6 +90,11 @@ impl Router {
         }
     }
 
+    /// Bytes in the queues of all subscriptions.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// A number that was not given before.
     pub(super) fn number(&mut self) -> u64 {
         self.next_number += 1;

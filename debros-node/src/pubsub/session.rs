@@ -46,7 +46,8 @@ struct Work {
     /// The number of the first batch.
     base: Option<u64>,
     announced: bool,
-    waiting: VecDeque<v1::Publish>,
+    /// Batches, with when they came.
+    waiting: VecDeque<(Instant, v1::Publish)>,
     waiting_bytes: usize,
     held: Option<BoxFuture<'static, Patience>>,
     patience: Option<Patience>,
@@ -87,10 +88,10 @@ impl Work {
         tokio::pin!(calls);
         loop {
             while self.held.is_none()
-                && let Some(batch) = self.waiting.pop_front()
+                && let Some((since, batch)) = self.waiting.pop_front()
             {
                 self.waiting_bytes -= batch.messages.len() + BATCH_BYTES;
-                self.publish(batch);
+                self.publish(since, batch);
             }
             let listens = self.waiting_bytes < WAITING_BYTES_MAX
                 && self.under_way.len() < limits::SESSION_CALLS_MAX
@@ -116,11 +117,13 @@ impl Work {
         match call.call {
             Some(Call::Publish(batch)) => {
                 self.waiting_bytes += batch.messages.len() + BATCH_BYTES;
-                self.waiting.push_back(batch);
+                self.waiting.push_back((Instant::now(), batch));
             }
             Some(Call::Subscribe(subscribe)) => {
-                let about = About::Subscription(subscribe.subscription);
-                if let Err(failure) = self.subscribe(subscribe) {
+                let (since, about) = (Instant::now(), About::Subscription(subscribe.subscription));
+                let metrics = shared.metrics.clone();
+                if let Err(failure) = self.subscribe(since, subscribe) {
+                    metrics.subscribe_answered(since, Some(failure.code));
                     self.refuse(about, failure);
                 }
             }
@@ -164,7 +167,12 @@ impl Work {
         self.session.outlet.tell(Event::Failure(v1::SessionFailure { about, failure }));
     }
 
-    fn subscribe(&mut self, subscribe: v1::Subscribe) -> Result<(), Failure> {
+    fn refuse_batch(&self, since: Instant, first: u64, failure: Failure) {
+        self.session.shared.metrics.publish_answered(since, Some(failure.code));
+        self.refuse(About::Publish(first), failure);
+    }
+
+    fn subscribe(&mut self, since: Instant, subscribe: v1::Subscribe) -> Result<(), Failure> {
         let v1::Subscribe { subscription, pattern, group, credit_bytes, overflow, resume, positions } =
             subscribe;
         let Session { shared, number, outlet, .. } = &self.session;
@@ -189,37 +197,48 @@ impl Work {
             shared.heeded(heeds).await;
             let (positions, unaware) = shared.router().begun(&queue, heeds, resume);
             outlet.tell(Event::Subscribed(v1::Subscribed { subscription, positions, unaware }));
+            shared.metrics.subscribe_answered(since, None);
         };
         self.under_way.push(begin.boxed());
         Ok(())
     }
 
-    fn publish(&mut self, batch: v1::Publish) {
+    fn publish(&mut self, since: Instant, batch: v1::Publish) {
         let Session { shared, namespace, publisher, outlet, .. } = &self.session;
         if !self.announced {
             self.announced = true;
-            self.announce(batch);
+            self.announce(since, batch);
             return;
         }
         let (first, mode) = (batch.first, batch.mode());
         let base = *self.base.get_or_insert(first);
         if first < base {
             let message = format!("the batch begins at {first}, before the first one of the session, {base}");
-            return self.refuse(About::Publish(first), Failure::invalid(message));
+            return self.refuse_batch(since, first, Failure::invalid(message));
         }
         let incoming = Incoming { namespace: namespace.clone(), publisher: *publisher, base, batch };
         let taken = shared.router().publish(incoming);
         let Taken { last, sequence, goes, pressed, behind } = match taken {
             Ok(taken) => taken,
-            Err(failure) => return self.refuse(About::Publish(first), failure),
+            Err(failure) => return self.refuse_batch(since, first, failure),
         };
         match mode {
-            v1::PublishMode::Accepted => outlet.accepted(last),
-            v1::PublishMode::Routed => outlet.tell(published(last, &goes, &[])),
+            v1::PublishMode::Accepted => {
+                outlet.accepted(last);
+                shared.metrics.publish_answered(since, None);
+            }
+            v1::PublishMode::Routed => {
+                outlet.tell(published(last, &goes, &[]));
+                shared.metrics.publish_answered(since, None);
+            }
             v1::PublishMode::Received => {
                 let (shared, outlet) = (shared.clone(), outlet.clone());
                 let received = async move {
-                    let event = match shared.received(sequence, &goes).await {
+                    let received = shared.received(sequence, &goes).await;
+                    shared
+                        .metrics
+                        .publish_answered(since, received.as_ref().err().map(|failure| failure.code));
+                    let event = match received {
                         Ok(without) => published(last, &goes, &without),
                         Err(failure) => Event::Failure(v1::SessionFailure {
                             about: Some(About::Publish(first)),
@@ -235,11 +254,11 @@ impl Work {
     }
 
     /// Before the first batch the other nodes hear that there will be some.
-    fn announce(&mut self, batch: v1::Publish) {
+    fn announce(&mut self, since: Instant, batch: v1::Publish) {
         let Session { shared, namespace, .. } = &self.session;
         let version = shared.router().announce(namespace);
         self.waiting_bytes += batch.messages.len() + BATCH_BYTES;
-        self.waiting.push_front(batch);
+        self.waiting.push_front((since, batch));
         if let Some(patience) = self.patience.take() {
             let shared = shared.clone();
             let heeded = async move {

@@ -13,10 +13,11 @@ use openraft::{Instant, ServerState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::metrics::RaftMetrics;
 use super::network::GroupNetwork;
 use super::read_index::{READS_WAITING_MAX, Read, confirm_reads};
 use super::snapshot::SnapshotFolder;
-use super::state_machine::StateMachine;
+use super::state_machine::{DurableSince, StateMachine};
 use super::types::{Command, Replica, TypeConfig};
 use crate::blocking::Blocking;
 use crate::planted::{Bug, is_planted};
@@ -152,6 +153,8 @@ struct Inner {
     blocking: Blocking,
     folder: SnapshotFolder,
     heard: Mutex<Option<tokio::time::Instant>>,
+    durable_since: DurableSince,
+    metrics: RaftMetrics,
     recovered: watch::Receiver<bool>,
     closed: CancellationToken,
 }
@@ -164,17 +167,19 @@ pub(super) struct GroupParts {
     pub(super) applied: watch::Receiver<u64>,
     pub(super) blocking: Blocking,
     pub(super) folder: SnapshotFolder,
+    pub(super) durable_since: DurableSince,
+    pub(super) metrics: RaftMetrics,
 }
 
 /// No other leader is elected so soon after a quorum has answered this one: the shortest election timeout.
 const SUCCESSOR_AFTER: Duration = Duration::from_millis(300);
 /// A leader is heard ten times a second; on a machine at its limit, less often.
-const LED_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const LED_WITHIN: Duration = Duration::from_secs(2);
 
 impl Group {
     /// Gives the handle and the group's own task, to be spawned by the caller.
     pub(super) fn new(parts: GroupParts) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let GroupParts { id, node, raft, network, applied, blocking, folder } = parts;
+        let GroupParts { id, node, raft, network, applied, blocking, folder, durable_since, metrics } = parts;
         let (reads, waiting) = mpsc::channel(READS_WAITING_MAX);
         let closed = CancellationToken::new();
         let (told, recovered) = watch::channel(false);
@@ -193,6 +198,8 @@ impl Group {
             blocking,
             folder,
             heard: Mutex::default(),
+            durable_since,
+            metrics,
             recovered,
             closed,
         };
@@ -223,8 +230,12 @@ impl Group {
     /// # Errors
     /// [`ProposeError`] says whether the command may still take effect.
     pub async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
+        let started = tokio::time::Instant::now();
         match self.inner.raft.client_write(Command(command)).await {
-            Ok(done) => Ok(Committed { index: done.log_id.index, outcome: done.data.0 }),
+            Ok(done) => {
+                self.inner.metrics.commits.observe(started.elapsed().as_secs_f64());
+                Ok(Committed { index: done.log_id.index, outcome: done.data.0 })
+            }
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(ProposeError::NotLeader(leader_of(forward)))
             }
@@ -317,6 +328,11 @@ impl Group {
         }
         let answered = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed())?;
         Some(if answered < SUCCESSOR_AFTER { Duration::ZERO } else { answered })
+    }
+
+    /// How long ago this replica last made its state durable, or was opened.
+    pub(super) fn since_durable(&self) -> Duration {
+        self.inner.durable_since.elapsed()
     }
 
     /// Whether a leader is at work: a quorum has just answered this one, or this replica has just

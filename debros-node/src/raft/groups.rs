@@ -17,6 +17,7 @@ use super::engine::{Engine, EngineFault};
 use super::group::{Group, GroupParts};
 use super::link::Links;
 use super::log::LogStore;
+use super::metrics::RaftMetrics;
 use super::network::GroupNetwork;
 use super::server::refusal;
 use super::snapshot::SnapshotFolder;
@@ -123,22 +124,37 @@ struct Inner {
     options: RaftOptions,
     tracker: TaskTracker,
     believes: Believes,
+    metrics: RaftMetrics,
+}
+
+/// What groups are made of.
+pub struct GroupsParts {
+    /// The log that they share.
+    pub log: LogStore,
+    /// The way to other nodes.
+    pub channels: Channels,
+    /// Where blocking work runs.
+    pub blocking: Blocking,
+    /// Where snapshots under way are kept.
+    pub snapshot_folder: PathBuf,
+    /// Their timing.
+    pub options: RaftOptions,
+    /// Where their tasks run.
+    pub tracker: TaskTracker,
+    /// Which peers are heard that no membership names.
+    pub believes: Believes,
+    /// What they measure.
+    pub metrics: RaftMetrics,
 }
 
 impl Groups {
-    /// No group is open yet. Peers that no membership names are heard where `believes` says so.
+    /// No group is open yet.
     ///
     /// # Errors
     /// When the folder for snapshots under way cannot be made.
-    pub fn new(
-        log: LogStore,
-        channels: Channels,
-        blocking: Blocking,
-        snapshot_folder: PathBuf,
-        options: RaftOptions,
-        tracker: TaskTracker,
-        believes: Believes,
-    ) -> std::io::Result<Self> {
+    pub fn new(parts: GroupsParts) -> std::io::Result<Self> {
+        let GroupsParts { log, channels, blocking, snapshot_folder, options, tracker, believes, metrics } =
+            parts;
         let folder = SnapshotFolder::open(snapshot_folder)?;
         let links = Links::new(channels, tracker.clone());
         let inner = Inner {
@@ -151,6 +167,7 @@ impl Groups {
             options,
             tracker,
             believes,
+            metrics,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -179,6 +196,7 @@ impl Groups {
         let state_machine = StateMachine::open(engine, self.inner.folder.clone(), applied_sender)
             .await
             .map_err(|source| OpenGroupError::Engine { group: id, source })?;
+        let durable_since = state_machine.durable_since();
         let network = GroupNetwork {
             group: id,
             node: node.0,
@@ -193,6 +211,8 @@ impl Groups {
             .await
             .map_err(|error| failed(error.to_string()))?;
         let (group, tasks) = Group::new(GroupParts {
+            durable_since,
+            metrics: self.inner.metrics.clone(),
             id,
             node,
             raft,

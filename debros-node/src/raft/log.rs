@@ -39,5 +39,6 @@ mod tests;
 mod writer;
 
 pub use error::{Failure, LogError};
+pub use queue::PENDING_BYTES_MAX;
 pub use storage::GroupLog;
 pub use store::{Flush, Incarnation, LogStore, OnFlush, Options, Statistics};

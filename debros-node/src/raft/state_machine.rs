@@ -1,12 +1,14 @@
 //! Between openraft's state machine and an [`Engine`].
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::engine::{CommittedCommand, Engine, EngineFault};
 use super::position::Position;
@@ -27,6 +29,7 @@ pub(super) struct StateMachine {
     last: Option<LogId>,
     membership: StoredMembership,
     durable: Arc<Mutex<Option<SnapshotMeta>>>,
+    durable_since: DurableSince,
     /// The index of the last applied entry, for readers.
     applied: watch::Sender<u64>,
 }
@@ -47,10 +50,15 @@ impl StateMachine {
         }
         let (last, membership) = decode(&position)?;
         let durable = last.is_some().then(|| meta(last, membership.clone()));
-        let machine =
-            Self { engine, folder, last, membership, durable: Arc::new(Mutex::new(durable)), applied };
+        let durable = Arc::new(Mutex::new(durable));
+        let durable_since = DurableSince::default();
+        let machine = Self { engine, folder, last, membership, durable, durable_since, applied };
         machine.announce();
         Ok(machine)
+    }
+
+    pub(super) fn durable_since(&self) -> DurableSince {
+        self.durable_since.clone()
     }
 
     fn announce(&self) {
@@ -79,6 +87,26 @@ impl StateMachine {
             }
         }
         Ok(())
+    }
+}
+
+/// When a replica last made its state durable. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct DurableSince(Arc<Mutex<Instant>>);
+
+impl Default for DurableSince {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl DurableSince {
+    fn set_now(&self) {
+        *self.0.lock().expect("not poisoned") = Instant::now();
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.0.lock().expect("not poisoned").elapsed()
     }
 }
 
@@ -135,7 +163,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> DurabilityPoint {
-        DurabilityPoint { data: self.own_data(), engine: self.engine.clone(), durable: self.durable.clone() }
+        DurabilityPoint {
+            data: self.own_data(),
+            engine: self.engine.clone(),
+            durable: self.durable.clone(),
+            durable_since: self.durable_since.clone(),
+        }
     }
 
     async fn install_snapshot(
@@ -152,6 +185,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.membership = meta.last_membership.clone();
         self.announce();
         *self.durable.lock().expect("not poisoned") = Some(meta.clone());
+        self.durable_since.set_now();
         Ok(())
     }
 
@@ -166,6 +200,7 @@ pub(super) struct DurabilityPoint {
     engine: Arc<dyn Engine>,
     data: SnapshotData,
     durable: Arc<Mutex<Option<SnapshotMeta>>>,
+    durable_since: DurableSince,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for DurabilityPoint {
@@ -179,6 +214,7 @@ impl RaftSnapshotBuilder<TypeConfig> for DurabilityPoint {
         let (last, membership) = decode(&position)?;
         let meta = meta(last, membership);
         *self.durable.lock().expect("not poisoned") = Some(meta.clone());
+        self.durable_since.set_now();
         Ok(Snapshot { meta, snapshot: self.data.clone() })
     }
 }

@@ -5,8 +5,7 @@ use tonic::{Request, Response, Status};
 use v1::cluster_server::{Cluster, ClusterServer};
 use v1::membership_server::{Membership, MembershipServer};
 
-use super::database::namespace;
-use super::meter::RpcMetrics;
+use super::meter::{Asker, RpcMetrics};
 use super::principal;
 use crate::service::ClusterService;
 
@@ -33,13 +32,13 @@ impl Cluster for Service {
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = async { self.cluster.status(&principal, &request) };
-        self.metrics.measure("Status", &namespace(&request), answer).await
+        self.metrics.measure("Status", &Asker::of(&request), answer).await
     }
 
     async fn peers(&self, request: Request<v1::PeersRequest>) -> Result<Response<v1::PeersResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = async { self.cluster.peers(&principal, &request) };
-        self.metrics.measure("Peers", &namespace(&request), answer).await
+        self.metrics.measure("Peers", &Asker::of(&request), answer).await
     }
 
     async fn members(
@@ -48,7 +47,7 @@ impl Cluster for Service {
     ) -> Result<Response<v1::MembersResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = async { self.cluster.members(&principal, &request) };
-        self.metrics.measure("Members", &namespace(&request), answer).await
+        self.metrics.measure("Members", &Asker::of(&request), answer).await
     }
 
     async fn health(
@@ -56,7 +55,7 @@ impl Cluster for Service {
         request: Request<v1::HealthRequest>,
     ) -> Result<Response<v1::HealthResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        self.metrics.measure("Health", &namespace(&request), self.cluster.health(&principal, &request)).await
+        self.metrics.measure("Health", &Asker::of(&request), self.cluster.health(&principal, &request)).await
     }
 
     async fn connect_peer(
@@ -65,7 +64,7 @@ impl Cluster for Service {
     ) -> Result<Response<v1::ConnectPeerResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         self.metrics
-            .measure("ConnectPeer", &namespace(&request), self.cluster.connect(&principal, &request))
+            .measure("ConnectPeer", &Asker::of(&request), self.cluster.connect(&principal, &request))
             .await
     }
 
@@ -75,12 +74,12 @@ impl Cluster for Service {
     ) -> Result<Response<v1::DisconnectPeerResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = self.cluster.disconnect(&principal, &request);
-        self.metrics.measure("DisconnectPeer", &namespace(&request), answer).await
+        self.metrics.measure("DisconnectPeer", &Asker::of(&request), answer).await
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        self.metrics.measure("Leave", &namespace(&request), self.cluster.leave(&principal, &request)).await
+        self.metrics.measure("Leave", &Asker::of(&request), self.cluster.leave(&principal, &request)).await
     }
 
     async fn initialise(
@@ -89,7 +88,7 @@ impl Cluster for Service {
     ) -> Result<Response<v1::InitialiseResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         self.metrics
-            .measure("Initialise", &namespace(&request), self.cluster.initialise(&principal, &request))
+            .measure("Initialise", &Asker::of(&request), self.cluster.initialise(&principal, &request))
             .await
     }
 }
@@ -98,8 +97,8 @@ impl Cluster for Service {
 impl Membership for Service {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("Join", &namespace, self.cluster.join(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("Join", &asker, self.cluster.join(&principal, request)).await
     }
 
     async fn propose(
@@ -107,7 +106,7 @@ impl Membership for Service {
         request: Request<v1::ProposeRequest>,
     ) -> Result<Response<v1::ProposeResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("Propose", &namespace, self.cluster.propose(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("Propose", &asker, self.cluster.propose(&principal, request)).await
     }
 }

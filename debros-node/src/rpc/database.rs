@@ -1,10 +1,10 @@
 //! `debros.v1.Database`.
 
-use debros_proto::{HasHeader, limits, v1};
+use debros_proto::{limits, v1};
 use tonic::{Request, Response, Status};
 use v1::database_server::{Database, DatabaseServer};
 
-use super::meter::RpcMetrics;
+use super::meter::{Asker, RpcMetrics};
 use super::principal;
 use crate::service::Databases;
 
@@ -20,10 +20,6 @@ pub fn database_service(databases: Databases, metrics: RpcMetrics) -> DatabaseSe
         .max_encoding_message_size(limits::RESPONSE_BYTES_MAX)
 }
 
-pub(super) fn namespace(request: &impl HasHeader) -> String {
-    request.header().map(|header| header.namespace.clone()).unwrap_or_default()
-}
-
 #[tonic::async_trait]
 impl Database for Service {
     async fn execute(
@@ -31,14 +27,14 @@ impl Database for Service {
         request: Request<v1::ExecuteRequest>,
     ) -> Result<Response<v1::ExecuteResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("Execute", &namespace, self.databases.execute(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("Execute", &asker, self.databases.execute(&principal, request)).await
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("Query", &namespace, self.databases.query(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("Query", &asker, self.databases.query(&principal, request)).await
     }
 
     async fn open_session(
@@ -46,10 +42,8 @@ impl Database for Service {
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics
-            .measure("OpenSession", &namespace, self.databases.open_session(&principal, request))
-            .await
+        let asker = Asker::of(&request);
+        self.metrics.measure("OpenSession", &asker, self.databases.open_session(&principal, request)).await
     }
 
     async fn create_database(
@@ -57,8 +51,8 @@ impl Database for Service {
         request: Request<v1::CreateDatabaseRequest>,
     ) -> Result<Response<v1::CreateDatabaseResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("CreateDatabase", &namespace, self.databases.create(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("CreateDatabase", &asker, self.databases.create(&principal, request)).await
     }
 
     async fn drop_database(
@@ -66,8 +60,8 @@ impl Database for Service {
         request: Request<v1::DropDatabaseRequest>,
     ) -> Result<Response<v1::DropDatabaseResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("DropDatabase", &namespace, self.databases.drop(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("DropDatabase", &asker, self.databases.drop(&principal, request)).await
     }
 
     async fn list_databases(
@@ -75,8 +69,8 @@ impl Database for Service {
         request: Request<v1::ListDatabasesRequest>,
     ) -> Result<Response<v1::ListDatabasesResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
+        let asker = Asker::of(&request);
         let answer = async { self.databases.list(&principal, &request) };
-        self.metrics.measure("ListDatabases", &namespace, answer).await
+        self.metrics.measure("ListDatabases", &asker, answer).await
     }
 }

@@ -1,90 +1,175 @@
 //! Rate, errors and duration of every gRPC method, and one span per request.
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 
-use debros_proto::{ErrorCode, Failure};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use debros_proto::{ErrorCode, Failure, HasHeader};
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MethodLabels {
-    method: &'static str,
+use crate::metrics::{Operation, Operations, Origin, traced_durations};
+
+/// Every method that is measured, by service.
+const METHODS: [(&str, &[&str]); 5] = [
+    ("database", &["Execute", "Query", "OpenSession", "CreateDatabase", "DropDatabase", "ListDatabases"]),
+    ("registers", &["RegisterWrite", "RegisterGet", "RegisterList", "LeaseList", "RegisterWatch"]),
+    ("storage", &["StoragePut", "StorageDelete", "StorageGet", "StorageList", "WatchStorage", "Layout"]),
+    ("pubsub", &["PubSubPublish", "PubSubSubscribe", "PubSubSession", "PubSubTopics", "PubSubPresent"]),
+    (
+        "cluster",
+        &["Status", "Peers", "Members", "Health", "ConnectPeer", "DisconnectPeer", "Leave", "Initialise"],
+    ),
+];
+/// What only nodes ask, of one another.
+const MEMBERSHIP: (&str, &[&str]) = ("membership", &["Join", "Propose"]);
+/// Calls of storage streams that name no operation.
+const NO_OPERATION: (&str, &str) = ("storage", "Storage");
+
+/// On whose behalf a request comes.
+pub(super) struct Asker {
+    namespace: String,
+    origin: Origin,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    method: &'static str,
-    code: &'static str,
+impl Asker {
+    /// As its header says. A request that was forwarded is counted as a user's where the user sent it.
+    pub(super) fn of(request: &impl HasHeader) -> Self {
+        let Some(header) = request.header() else {
+            return Self { namespace: String::new(), origin: Origin::Client };
+        };
+        let origin = if header.hops > 0 { Origin::Node } else { Origin::Client };
+        Self { namespace: header.namespace.clone(), origin }
+    }
 }
 
-/// The metrics of the gRPC services. Labels are bounded: methods and error codes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
+struct ServiceLabels {
+    service: &'static str,
+}
+
+/// The trace that shows what happened in a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
+struct TraceLabels {
+    trace_id: String,
+}
+
+type Traced =
+    Family<ServiceLabels, HistogramWithExemplars<TraceLabels>, fn() -> HistogramWithExemplars<TraceLabels>>;
+
+/// The metrics of the gRPC services. Labels are bounded: methods and error codes. Cheap to clone.
 #[derive(Clone)]
-pub struct RpcMetrics {
-    requests: Family<OutcomeLabels, Counter>,
-    duration: Family<MethodLabels, Histogram>,
+pub struct RpcMetrics(Arc<Inner>);
+
+struct Inner {
+    /// By method; whose requests it is, decides between the two.
+    methods: HashMap<&'static str, Method>,
+    traced: Traced,
     under_way: Gauge,
 }
 
-/// Around the service levels of 100 ms and 500 ms, in seconds.
-const DURATION_BUCKETS: [f64; 14] =
-    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+struct Method {
+    service: &'static str,
+    client: Operation,
+    node: Operation,
+}
+
+impl Method {
+    fn of(&self, origin: Origin) -> &Operation {
+        match origin {
+            Origin::Client => &self.client,
+            Origin::Node => &self.node,
+        }
+    }
+}
 
 impl RpcMetrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
-        let new: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
-        let duration = Family::new_with_constructor(new);
-        let metrics = Self { requests: Family::default(), duration, under_way: Gauge::default() };
+        let operations = Operations::register(registry);
+        let method = |service, method| {
+            let of = |origin| operations.operation(service, method, origin);
+            (method, Method { service, client: of(Origin::Client), node: of(Origin::Node) })
+        };
+        let mut methods = HashMap::new();
+        for (service, names) in METHODS {
+            methods.extend(names.iter().map(|name| method(service, name)));
+        }
+        let (service, names) = MEMBERSHIP;
+        methods.extend(names.iter().map(|name| {
+            let node = operations.operation(service, name, Origin::Node);
+            (*name, Method { service, client: node.clone(), node })
+        }));
+        let (service, name) = NO_OPERATION;
+        methods.extend([method(service, name)]);
+        let traced: Traced = Family::new_with_constructor(traced_durations);
+        for (service, _) in METHODS.iter().chain([&MEMBERSHIP]) {
+            drop(traced.get_or_create(&ServiceLabels { service }));
+        }
+        let under_way = Gauge::default();
+        registry.register("debros_rpc_under_way", "Requests being answered", under_way.clone());
         registry.register(
-            "debros_rpc_requests",
-            "gRPC requests by method and error code",
-            metrics.requests.clone(),
+            "debros_rpc_traced_duration_seconds",
+            "Time that sampled requests took; its exemplars name their traces",
+            traced.clone(),
         );
-        registry.register(
-            "debros_rpc_duration_seconds",
-            "Time from a gRPC request's arrival to its answer",
-            metrics.duration.clone(),
-        );
-        registry.register("debros_rpc_under_way", "gRPC requests being answered", metrics.under_way.clone());
-        metrics
+        Self(Arc::new(Inner { methods, traced, under_way }))
     }
 
     /// How many requests are under way.
     pub fn load(&self) -> u32 {
-        u32::try_from(self.under_way.get()).unwrap_or(0)
+        u32::try_from(self.0.under_way.get()).unwrap_or(0)
+    }
+
+    /// The handle of a method that another engine measures itself.
+    pub fn operation(&self, method: &'static str, origin: Origin) -> Operation {
+        self.method(method).of(origin).clone()
+    }
+
+    /// Tells of a request that was sampled, for people to find its trace.
+    pub fn traced(&self, method: &'static str, took: std::time::Duration, trace_id: String) {
+        let traced =
+            self.0.traced.get_or_create_owned(&ServiceLabels { service: self.method(method).service });
+        traced.observe(
+            took.as_secs_f64(),
+            Some(TraceLabels { trace_id }),
+            Some(std::time::SystemTime::now()),
+        );
+    }
+
+    fn method(&self, method: &'static str) -> &Method {
+        self.0.methods.get(method).expect("every method is in METHODS")
     }
 
     /// Answers one request, measured and in a span of its own.
     pub(super) async fn measure<T>(
         &self,
         method: &'static str,
-        namespace: &str,
+        asker: &Asker,
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<Response<T>, Status> {
-        self.measure_call(method, namespace, answer).await.map(Response::new).map_err(Status::from)
+        self.measure_call(method, asker, answer).await.map(Response::new).map_err(Status::from)
     }
 
     /// The same for a request that is one of many on a stream.
     pub(super) async fn measure_call<T>(
         &self,
         method: &'static str,
-        namespace: &str,
+        asker: &Asker,
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let namespace = &asker.namespace[..];
         let span = tracing::debug_span!("rpc", method, namespace);
         let started = Instant::now();
-        let _under_way = UnderWay::start(&self.under_way);
+        let _under_way = UnderWay::start(&self.0.under_way);
         let result = answer.instrument(span).await;
-        let code = result.as_ref().map_or_else(|failure| code_name(failure.code), |_| "OK");
-        self.requests.get_or_create(&OutcomeLabels { method, code }).inc();
-        self.duration.get_or_create(&MethodLabels { method }).observe(started.elapsed().as_secs_f64());
+        let error = result.as_ref().err().map(|failure| failure.code);
+        self.method(method).of(asker.origin).answered(error, started.elapsed());
         if let Err(failure) = &result
             && failure.code == ErrorCode::Internal
         {
@@ -108,8 +193,4 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-fn code_name(code: ErrorCode) -> &'static str {
-    code.as_str_name()
 }

@@ -6,8 +6,7 @@ use tonic::{Request, Response, Status, Streaming};
 use v1::pub_sub_server::{PubSub, PubSubServer};
 use v1::session_call::Call;
 
-use super::database::namespace;
-use super::meter::RpcMetrics;
+use super::meter::{Asker, RpcMetrics};
 use super::principal;
 use crate::service::Messages;
 
@@ -37,9 +36,9 @@ impl PubSub for Service {
         let Some(Call::Attach(attach)) = first?.and_then(|call| call.call) else {
             return Err(Failure::invalid("the first call of a session is attach").into());
         };
-        let namespace = namespace(&attach);
+        let asker = Asker::of(&attach);
         let attached = async { self.messages.attach(&principal, &attach, calls) };
-        self.metrics.measure("PubSubSession", &namespace, attached).await
+        self.metrics.measure("PubSubSession", &asker, attached).await
     }
 
     async fn topics(
@@ -48,7 +47,7 @@ impl PubSub for Service {
     ) -> Result<Response<v1::TopicsResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = async { self.messages.topics(&principal, &request) };
-        self.metrics.measure("PubSubTopics", &namespace(&request), answer).await
+        self.metrics.measure("PubSubTopics", &Asker::of(&request), answer).await
     }
 
     async fn present(
@@ -57,6 +56,6 @@ impl PubSub for Service {
     ) -> Result<Response<v1::PresentResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = async { self.messages.present(&principal, &request) };
-        self.metrics.measure("PubSubPresent", &namespace(&request), answer).await
+        self.metrics.measure("PubSubPresent", &Asker::of(&request), answer).await
     }
 }

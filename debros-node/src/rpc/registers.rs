@@ -7,8 +7,7 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 use v1::registers_server::{Registers, RegistersServer};
 
-use super::database::namespace;
-use super::meter::RpcMetrics;
+use super::meter::{Asker, RpcMetrics};
 use super::principal;
 use crate::service;
 
@@ -36,8 +35,8 @@ impl Registers for Service {
         request: Request<v1::RegisterWriteRequest>,
     ) -> Result<Response<v1::RegisterWriteResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("RegisterWrite", &namespace, self.registers.write(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("RegisterWrite", &asker, self.registers.write(&principal, request)).await
     }
 
     async fn get(
@@ -45,8 +44,8 @@ impl Registers for Service {
         request: Request<v1::RegisterGetRequest>,
     ) -> Result<Response<v1::RegisterGetResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("RegisterGet", &namespace, self.registers.get(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("RegisterGet", &asker, self.registers.get(&principal, request)).await
     }
 
     async fn list(
@@ -54,8 +53,8 @@ impl Registers for Service {
         request: Request<v1::RegisterListRequest>,
     ) -> Result<Response<v1::RegisterListResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
-        self.metrics.measure("RegisterList", &namespace, self.registers.list(&principal, request)).await
+        let asker = Asker::of(&request);
+        self.metrics.measure("RegisterList", &asker, self.registers.list(&principal, request)).await
     }
 
     async fn list_leases(
@@ -63,9 +62,9 @@ impl Registers for Service {
         request: Request<v1::LeaseListRequest>,
     ) -> Result<Response<v1::LeaseListResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
+        let asker = Asker::of(&request);
         let listed = self.registers.list_leases(&principal, request);
-        self.metrics.measure("LeaseList", &namespace, listed).await
+        self.metrics.measure("LeaseList", &asker, listed).await
     }
 
     async fn watch(
@@ -73,10 +72,9 @@ impl Registers for Service {
         request: Request<v1::RegisterWatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
+        let asker = Asker::of(&request);
         // Measured is the time until the watch stands.
-        let watch =
-            self.metrics.measure("RegisterWatch", &namespace, self.registers.watch(&principal, request));
+        let watch = self.metrics.measure("RegisterWatch", &asker, self.registers.watch(&principal, request));
         let told = watch.await?.into_inner();
         let stream: Self::WatchStream = Box::pin(told.map(|told| told.map_err(Status::from)));
         Ok(Response::new(stream))

@@ -12,8 +12,7 @@ use v1::storage_reply::Outcome;
 use v1::storage_request::Operation;
 use v1::storage_server::StorageServer;
 
-use super::database::namespace;
-use super::meter::RpcMetrics;
+use super::meter::{Asker, RpcMetrics};
 use super::principal;
 use crate::service::{Principal, Storage};
 
@@ -62,9 +61,9 @@ impl v1::storage_server::Storage for Service {
         request: Request<v1::WatchStorageRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
-        let namespace = namespace(&request);
+        let asker = Asker::of(&request);
         let events = async { self.storage.watch(&principal, request) };
-        let events = self.metrics.measure("WatchStorage", &namespace, events).await?.into_inner();
+        let events = self.metrics.measure("WatchStorage", &asker, events).await?.into_inner();
         Ok(Response::new(events.map(Ok).boxed()))
     }
 
@@ -74,7 +73,7 @@ impl v1::storage_server::Storage for Service {
     ) -> Result<Response<v1::LayoutResponse>, Status> {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let answer = async { self.storage.layout(&principal, &request) };
-        self.metrics.measure("Layout", &namespace(&request), answer).await
+        self.metrics.measure("Layout", &Asker::of(&request), answer).await
     }
 }
 
@@ -95,8 +94,8 @@ async fn answer(
                 Some(Operation::List(_)) => "StorageList",
                 None => "Storage",
             };
-            let namespace = namespace(&request);
-            metrics.measure_call(method, &namespace, storage.operate(&principal, request)).await
+            let asker = Asker::of(&request);
+            metrics.measure_call(method, &asker, storage.operate(&principal, request)).await
         }
     };
     let outcome = match outcome {

@@ -24,6 +24,7 @@ struct Inner {
     low_here: AtomicBool,
     low_elsewhere: AtomicBool,
     free_bytes: AtomicU64,
+    size_bytes: AtomicU64,
 }
 
 impl DiskState {
@@ -35,6 +36,11 @@ impl DiskState {
     /// Bytes free on the fullest of the node's disks when they were last asked.
     pub fn free_bytes(&self) -> u64 {
         self.inner.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The size of that disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes.load(Ordering::Relaxed)
     }
 
     /// Takes what the other nodes say of themselves.
@@ -65,9 +71,10 @@ impl DiskState {
     pub async fn watch(self, folders: [PathBuf; 2], blocking: Blocking, stop: CancellationToken) {
         loop {
             let asked = folders.clone();
-            match blocking.run(move || free_bytes_of_fullest(&asked)).await {
-                Ok(free) => {
+            match blocking.run(move || fullest(&asked)).await {
+                Ok(Space { free, size }) => {
                     self.inner.free_bytes.store(free, Ordering::Relaxed);
+                    self.inner.size_bytes.store(size, Ordering::Relaxed);
                     let low = free < limits::DISK_RESERVE_BYTES;
                     if self.inner.low_here.swap(low, Ordering::Relaxed) != low {
                         tracing::warn!(free, low, "disk space crossed the reserve");
@@ -83,11 +90,21 @@ impl DiskState {
     }
 }
 
-fn free_bytes_of_fullest(folders: &[PathBuf]) -> std::io::Result<u64> {
-    folders.iter().try_fold(u64::MAX, |least, folder| Ok(least.min(free_bytes(folder)?)))
+/// Of a disk, in bytes.
+struct Space {
+    free: u64,
+    size: u64,
 }
 
-fn free_bytes(folder: &std::path::Path) -> std::io::Result<u64> {
+fn fullest(folders: &[PathBuf]) -> std::io::Result<Space> {
+    let nothing = Space { free: u64::MAX, size: 0 };
+    folders.iter().try_fold(nothing, |least, folder| {
+        let space = space(folder)?;
+        Ok(if space.free < least.free { space } else { least })
+    })
+}
+
+fn space(folder: &std::path::Path) -> std::io::Result<Space> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
@@ -98,5 +115,6 @@ fn free_bytes(folder: &std::path::Path) -> std::io::Result<u64> {
     }
     // SAFETY: the call succeeded, so it has filled the buffer.
     let stat = unsafe { stat.assume_init() };
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(Space { free: bytes(stat.f_bavail), size: bytes(stat.f_blocks) })
 }

@@ -44,6 +44,11 @@ impl Registers {
         Self { databases, watches: Arc::new(Semaphore::new(limits::REGISTER_WATCHES_MAX)), stopping, tracker }
     }
 
+    /// What is left of the watches that this node may serve.
+    pub(super) fn watches(&self) -> Arc<Semaphore> {
+        self.watches.clone()
+    }
+
     /// Applies one operation.
     ///
     /// # Errors

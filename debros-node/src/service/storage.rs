@@ -28,6 +28,11 @@ impl Storage {
         Self { kv, disk, watches: Arc::new(Semaphore::new(limits::STORAGE_WATCHES_MAX)) }
     }
 
+    /// What is left of the watches that this node may serve.
+    pub(super) fn watches(&self) -> Arc<Semaphore> {
+        self.watches.clone()
+    }
+
     /// Carries out one request.
     ///
     /// # Errors

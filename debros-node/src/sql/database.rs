@@ -81,6 +81,11 @@ impl Database {
         &self.group
     }
 
+    /// How its files are.
+    pub fn files(&self) -> super::Files {
+        self.engine.files()
+    }
+
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
         self.engine.bytes()

@@ -18,13 +18,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use debros_proto::{ErrorCode, Failure, limits, v1};
 use debros_sqlite::{
-    Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Generations, Options, PoolError, Reader,
-    ReaderPool, Writer, inspect_snapshot,
+    Batch, BatchEntry, EntryEnvironment, EntryOutcome, Fault, Generations, Options, PageStatistics,
+    PoolError, Reader, ReaderPool, Writer, inspect_snapshot,
 };
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
+use super::metrics::SqlMetrics;
 use super::watchers::{Changes, Recorder};
 use super::{convert, registers};
 use crate::blocking::{Blocking, Jobs};
@@ -32,6 +33,8 @@ use crate::raft::{CommittedCommand, Engine, EngineFault, Position};
 
 /// Batches waiting for the writer: openraft hands over one at a time.
 const JOBS_MAX: usize = 64;
+/// A database that is written to looks at its files this often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Connections for reads of one database.
 const READERS: usize = 4;
 
@@ -50,6 +53,22 @@ pub struct SqlEngine {
 struct Size {
     bytes: AtomicU64,
     bytes_max: AtomicU64,
+    wal_bytes: AtomicU64,
+    pages: AtomicU64,
+    free_pages: AtomicU64,
+}
+
+/// What is told of a database's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Bytes of the database, without what is only in the write-ahead log.
+    pub bytes: u64,
+    /// Bytes of the write-ahead log; it is kept and written over.
+    pub wal_bytes: u64,
+    /// Pages.
+    pub pages: u64,
+    /// Pages among them that hold nothing.
+    pub free_pages: u64,
 }
 
 /// The pool over the current generation's file; replaced when a snapshot is installed.
@@ -67,6 +86,7 @@ enum Job {
 
 /// Opens engines, all with the same options.
 pub struct SqlEngines {
+    metrics: SqlMetrics,
     options: Options,
     blocking: Blocking,
     failed: watch::Sender<Option<FailedFlush>>,
@@ -79,8 +99,8 @@ pub struct FailedFlush(String);
 
 impl SqlEngines {
     /// Engines whose work goes through this seam.
-    pub fn new(blocking: Blocking) -> Self {
-        Self { options: options(), blocking, failed: watch::Sender::new(None) }
+    pub fn new(blocking: Blocking, metrics: SqlMetrics) -> Self {
+        Self { metrics, options: options(), blocking, failed: watch::Sender::new(None) }
     }
 
     /// Resolves when a flush of any database has failed.
@@ -100,8 +120,8 @@ impl SqlEngines {
     /// # Errors
     /// When the folder cannot be used, or what is in it is not a database of ours.
     pub async fn open(&self, folder: PathBuf) -> Result<Arc<SqlEngine>, EngineFault> {
-        let (options, failed) = (self.options.clone(), self.failed.clone());
-        let worker = self.blocking.run(move || Worker::open(folder, options, failed)).await;
+        let (options, failed, metrics) = (self.options.clone(), self.failed.clone(), self.metrics.clone());
+        let worker = self.blocking.run(move || Worker::open(folder, options, failed, metrics)).await;
         let worker = worker.map_err(|fault| EngineFault::new("open the database", fault))?;
         let (readers, size) = (worker.readers.clone(), worker.size.clone());
         let changes = worker.recorder.changes();
@@ -137,9 +157,20 @@ fn options() -> Options {
 }
 
 impl SqlEngine {
-    /// Bytes of the database on disk, as of its last checkpoint.
+    /// Bytes of the database on disk, as of its last look at them.
     pub fn bytes(&self) -> u64 {
         self.size.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How its files are, as of its last look at them: up to a second before its last write.
+    pub fn files(&self) -> Files {
+        let Size { bytes, bytes_max: _, wal_bytes, pages, free_pages } = &*self.size;
+        Files {
+            bytes: bytes.load(Ordering::Relaxed),
+            wal_bytes: wal_bytes.load(Ordering::Relaxed),
+            pages: pages.load(Ordering::Relaxed),
+            free_pages: free_pages.load(Ordering::Relaxed),
+        }
     }
 
     /// What the database may grow to, as its log says; 0 is no limit.
@@ -239,6 +270,8 @@ struct Worker {
     size: Arc<Size>,
     recorder: Recorder,
     failed: watch::Sender<Option<FailedFlush>>,
+    metrics: SqlMetrics,
+    looked: Instant,
 }
 
 impl Worker {
@@ -246,6 +279,7 @@ impl Worker {
         folder: PathBuf,
         options: Options,
         failed: watch::Sender<Option<FailedFlush>>,
+        metrics: SqlMetrics,
     ) -> Result<Self, Fault> {
         let generations = Generations::open(folder)?;
         let path = generations.database_path();
@@ -255,9 +289,11 @@ impl Worker {
         let readers = Arc::new(RwLock::new(ReaderPool::new(path, options.clone(), READERS)));
         let size = Arc::new(Size::default());
         size.bytes_max.store(writer.max_bytes(), Ordering::Relaxed);
-        let writer = Some(writer);
-        let durable = Position::default();
-        Ok(Self { generations, options, writer, durable, readers, size, recorder, failed })
+        let (writer, durable, looked) = (Some(writer), Position::default(), Instant::now());
+        let mut worker =
+            Self { generations, options, writer, durable, readers, size, recorder, failed, metrics, looked };
+        worker.look();
+        Ok(worker)
     }
 
     /// Nobody waits any more where the replica was closed, so answers may go nowhere.
@@ -299,7 +335,9 @@ impl Worker {
         let encode = |outcome: &EntryOutcome| convert::outcome(outcome.clone()).encode_to_vec();
         let batch = Batch { entries: &entries, applied_index, bookkeeping: &position.0 };
         let failed = |fault| EngineFault::new("apply committed writes", fault);
+        let started = Instant::now();
         let applied = writer.apply_batch(batch, &encode).map_err(failed)?;
+        let now = Instant::now();
         let (bytes_max, revision) = (writer.max_bytes(), writer.revision());
         let leases = (writer.next_lease_due_ms().map_err(failed)?, writer.lease_time());
         self.size.bytes_max.store(bytes_max, Ordering::Relaxed);
@@ -312,19 +350,43 @@ impl Worker {
             };
         }
         self.recorder.record(revision, leases, changes);
+        self.metrics.applied(now - started);
+        if now - self.looked >= LOOK_INTERVAL {
+            self.look();
+        }
         Ok(answers)
+    }
+
+    /// Looks at the files, for whoever asks how large they are.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let Some(writer) = &mut self.writer else { return };
+        match writer.page_statistics() {
+            Ok(PageStatistics { pages, free, cache }) => {
+                self.size.pages.store(pages, Ordering::Relaxed);
+                self.size.free_pages.store(free, Ordering::Relaxed);
+                self.metrics.accessed(cache);
+            }
+            Err(fault) => tracing::warn!(%fault, "the size of a database cannot be told"),
+        }
+        let path = self.generations.database_path();
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        self.size.bytes.store(bytes(&path), Ordering::Relaxed);
+        let mut wal = path.into_os_string();
+        wal.push("-wal");
+        self.size.wal_bytes.store(bytes(wal.as_ref()), Ordering::Relaxed);
     }
 
     fn make_durable(&mut self) -> Result<Position, EngineFault> {
         let writer = self.writer("checkpoint")?;
         // Read before the checkpoint: what is applied while it runs is not in it.
         let position = position(writer);
+        let started = Instant::now();
         let complete = writer.checkpoint().map_err(|fault| self.heed("checkpoint the database", fault))?;
+        self.metrics.checkpointed(started.elapsed());
         if complete.is_some() {
             self.durable = position;
-            let size =
-                std::fs::metadata(self.generations.database_path()).map_or(0, |metadata| metadata.len());
-            self.size.bytes.store(size, Ordering::Relaxed);
+            self.look();
         }
         Ok(self.durable.clone())
     }

@@ -133,7 +133,11 @@ async fn the_process_is_measured(admin: u16) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let age = now - value("process_start_time_seconds");
     assert!((-2.0..2.0 * DEADLINE.as_secs_f64()).contains(&age), "{age}");
-    assert!(value("debros_raft_terms") >= 1.0);
+    assert!(value("process_threads") >= 2.0 && value("debros_tokio_workers") >= 1.0);
+    assert!(
+        text.contains(&format!("debros_build_info{{version=\"{}\"", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
     assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1, "{text}");
 }
 

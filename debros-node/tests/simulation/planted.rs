@@ -169,11 +169,11 @@ pub(crate) fn log_options(_acknowledge_before_fsync: bool) -> Options {
 /// The options of a node's store, with or without its bug.
 #[cfg(feature = "planted-bugs")]
 pub(crate) fn store_options(map_bytes: usize, acknowledge_before_fsync: bool) -> StoreOptions {
-    StoreOptions { map_bytes, acknowledge_before_fsync }
+    StoreOptions { acknowledge_before_fsync, ..StoreOptions::default().with_map_bytes(map_bytes) }
 }
 
 /// The options of a node's store; there is no bug to plant in this build.
 #[cfg(not(feature = "planted-bugs"))]
 pub(crate) fn store_options(map_bytes: usize, _acknowledge_before_fsync: bool) -> StoreOptions {
-    StoreOptions { map_bytes }
+    StoreOptions::default().with_map_bytes(map_bytes)
 }

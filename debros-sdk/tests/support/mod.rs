@@ -246,6 +246,9 @@ impl Network for World {
         self.refusal(peer).map_or(Ok(()), Err)
     }
     async fn disconnect(&self, _peer: PeerId) {}
+    fn stats(&self) -> debros_net::NetworkStats {
+        debros_net::NetworkStats::default()
+    }
     fn learn(&self, _peer: PeerId, _addresses: &[Multiaddr]) {}
     fn forget(&self, _peer: PeerId) {}
     fn peers(&self) -> Vec<KnownPeer> {

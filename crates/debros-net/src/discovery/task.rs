@@ -71,6 +71,8 @@ struct Candidate {
     failures: u32,
     due: Instant,
     since: Instant,
+    /// When it became known, or was last found to be out of reach; not of one whose connection was lost.
+    learnt: Option<Instant>,
 }
 
 enum Dialed {
@@ -189,15 +191,23 @@ impl Task {
             PeerEvent::Discovered(peer) => {
                 let head_start = if self.goes_first(peer) { Duration::ZERO } else { HEAD_START };
                 // New addresses are a new chance for one that failed at the old ones.
-                self.candidates.remove(&peer);
+                let learnt = self.candidates.remove(&peer).and_then(|candidate| candidate.learnt);
                 self.add_candidate(peer, head_start + up_to(SPREAD));
+                if let Some(candidate) = self.candidates.get_mut(&peer) {
+                    candidate.learnt = learnt.or_else(|| Some(Instant::now()));
+                }
             }
         }
     }
 
     fn on_connected(&mut self, peer: PeerId) {
         let now = Instant::now();
-        self.candidates.remove(&peer);
+        let candidate = self.candidates.remove(&peer);
+        if let (Some(learnt), Some(on_found)) =
+            (candidate.and_then(|candidate| candidate.learnt), &self.config.on_found)
+        {
+            on_found(now - learnt);
+        }
         self.shared.ledger().confirm(peer);
         let head_start = if self.goes_first(peer) { Duration::ZERO } else { EXCHANGE_HEAD_START };
         let exchange_due = now + head_start + up_to(SPREAD);
@@ -209,7 +219,12 @@ impl Task {
             return;
         }
         let now = Instant::now();
-        self.candidates.entry(peer).or_insert(Candidate { failures: 0, due: now + after, since: now });
+        self.candidates.entry(peer).or_insert(Candidate {
+            failures: 0,
+            due: now + after,
+            since: now,
+            learnt: None,
+        });
     }
 
     /// After missed events, and at the start.
@@ -331,6 +346,7 @@ impl Task {
         let Some(candidate) = self.candidates.get_mut(&peer) else { return };
         candidate.due = now + pause_after(error, candidate.failures, alone);
         candidate.failures = candidate.failures.saturating_add(1);
+        candidate.learnt = candidate.learnt.map(|_| now);
         tracing::debug!(%peer, %error, failures = candidate.failures, "a peer cannot be reached");
     }
 
@@ -391,7 +407,7 @@ impl Task {
                 self.shared.network.disconnect(peer).await;
                 self.connected.remove(&peer);
                 let (now, due) = (Instant::now(), Instant::now() + OTHER_CLUSTER_PAUSE);
-                self.candidates.insert(peer, Candidate { failures: 0, due, since: now });
+                self.candidates.insert(peer, Candidate { failures: 0, due, since: now, learnt: None });
                 return;
             }
             Err(ExchangeError::Failed(reason)) => {

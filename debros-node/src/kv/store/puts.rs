@@ -245,7 +245,9 @@ impl Writer {
     fn flush_journal(&mut self) -> Result<(), StoreError> {
         if self.flushes() {
             let failed = |error| StoreError::Failed(format!("the journal cannot be flushed: {error}"));
+            let started = std::time::Instant::now();
             self.journal.flush().map_err(failed)?;
+            self.options.metrics.flushed(started.elapsed());
         }
         self.unflushed = false;
         Ok(())
@@ -258,7 +260,7 @@ impl Writer {
 
     #[cfg(not(feature = "planted-bugs"))]
     fn flushes(&self) -> bool {
-        let super::Options { map_bytes: _ } = self.options;
+        let super::Options { map_bytes: _, metrics: _ } = self.options;
         true
     }
 

@@ -77,7 +77,7 @@ impl KeptPartition {
             if !key.starts_with(&prefix) {
                 break;
             }
-            tree.toggle(key, value);
+            tree.add(key, value);
         }
         Ok(tree)
     }
@@ -239,7 +239,7 @@ impl<'t> Snapshot<'t> {
                 break;
             }
             if Record::header(value).ok_or_else(|| damaged(key))?.version.clock <= clock {
-                tree.toggle(key, value);
+                tree.add(key, value);
             }
         }
         Ok(tree)

@@ -50,6 +50,22 @@ pub(super) struct Tables {
     state: Table,
 }
 
+/// What LMDB says of its environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::kv) struct Statistics {
+    /// What the map has room for.
+    pub(in crate::kv) map_bytes: u64,
+    /// In pages of the tables.
+    pub(in crate::kv) used_bytes: u64,
+    /// Snapshots that keep old pages alive, and places that former ones have left.
+    pub(in crate::kv) readers: u64,
+    pub(in crate::kv) branch_pages: u64,
+    pub(in crate::kv) leaf_pages: u64,
+    pub(in crate::kv) overflow_pages: u64,
+    /// Of the tables data, hints and state.
+    pub(in crate::kv) entries: [u64; 3],
+}
+
 pub(super) fn failed(error: heed::Error) -> StoreError {
     match error {
         heed::Error::Mdb(MdbError::MapFull) => StoreError::Full,
@@ -154,6 +170,26 @@ impl Tables {
             used += table.stat(&txn).map_err(failed)?.non_free_page_size() as u64;
         }
         Ok(self.map_bytes().saturating_sub(used))
+    }
+
+    /// What LMDB says of its environment. Asks the disk for little more than its first pages.
+    pub(super) fn statistics(&self) -> Result<Statistics, StoreError> {
+        let txn = self.env.read_txn().map_err(failed)?;
+        let info = self.env.info();
+        let mut statistics = Statistics {
+            map_bytes: info.map_size as u64,
+            readers: u64::from(info.number_of_readers),
+            ..Statistics::default()
+        };
+        for (place, table) in [&self.data, &self.hints, &self.state].into_iter().enumerate() {
+            let stat = table.stat(&txn).map_err(failed)?;
+            statistics.used_bytes += stat.non_free_page_size() as u64;
+            statistics.branch_pages += stat.branch_pages as u64;
+            statistics.leaf_pages += stat.leaf_pages as u64;
+            statistics.overflow_pages += stat.overflow_pages as u64;
+            statistics.entries[place] = stat.entries as u64;
+        }
+        Ok(statistics)
     }
 
     /// Records that one transaction may change where there is nothing left but the reserve.

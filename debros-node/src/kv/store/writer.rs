@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use debros_proto::{NodeId, v1};
 use tokio::sync::{oneshot, watch};
@@ -17,7 +17,7 @@ use super::tables::Tables;
 use super::{Applied, Durability, Options, Origin, PartitionStates, Put, StoreError};
 use crate::blocking::Jobs;
 use crate::kv::record::{Entry, Place, Version};
-use crate::kv::tree::{Tree, hash_of, leaf_of};
+use crate::kv::tree::{Tree, hash_of, leaf_of, tombstones_in};
 
 /// Puts of this size are committed before more are taken.
 const COMMIT_BYTES: usize = 16 << 20;
@@ -139,6 +139,8 @@ pub(super) struct Writer {
     pub(super) trees: HashMap<u16, KeptTree>,
     pub(super) changes: ChangeRing,
     pub(super) hinted: Arc<AtomicU64>,
+    /// Deletions in the partitions whose trees are known.
+    pub(super) tombstones: Arc<AtomicI64>,
     pub(super) fail: watch::Sender<Option<StoreError>>,
     pub(super) options: Options,
 }
@@ -148,14 +150,16 @@ pub(super) struct Toggle {
     partition: u16,
     leaf: usize,
     hashes: u128,
+    tombstones: i64,
 }
 
 impl Toggle {
     /// A record takes the place of another one.
     pub(super) fn new(partition: u16, place: &[u8], before: Option<&[u8]>, after: Option<&[u8]>) -> Self {
+        let tombstones = after.map_or(0, tombstones_in) - before.map_or(0, tombstones_in);
         let records = before.into_iter().chain(after);
         let hashes = records.fold(0, |hashes, record| hashes ^ hash_of(place, record));
-        Self { partition, leaf: leaf_of(place), hashes }
+        Self { partition, leaf: leaf_of(place), hashes, tombstones }
     }
 }
 
@@ -199,9 +203,14 @@ impl Writer {
     /// Follows changes in the trees that are kept.
     pub(super) fn toggle(&mut self, toggles: Vec<Toggle>) {
         for toggle in toggles {
-            if let Some(KeptTree::Known(tree) | KeptTree::Since(tree)) = self.trees.get_mut(&toggle.partition)
-            {
-                tree.step(toggle.leaf, toggle.hashes);
+            let Toggle { partition, leaf, hashes, tombstones } = toggle;
+            match self.trees.get_mut(&partition) {
+                Some(KeptTree::Known(tree)) => {
+                    tree.step(leaf, hashes, tombstones);
+                    self.tombstones.fetch_add(tombstones, Ordering::Relaxed);
+                }
+                Some(KeptTree::Since(tree)) => tree.step(leaf, hashes, tombstones),
+                None => {}
             }
         }
     }
@@ -231,6 +240,7 @@ impl Writer {
             Job::SetTree { partition, mut counted, done } => {
                 if let Some(KeptTree::Since(since)) = self.trees.get(&partition) {
                     counted.combine(since);
+                    self.tombstones.fetch_add(counted.tombstones(), Ordering::Relaxed);
                     self.trees.insert(partition, KeptTree::Known(counted));
                 }
                 let _ = done.send(Ok(()));

@@ -14,7 +14,7 @@ use super::group::Group;
 use crate::raft::types::{LogId, TypeConfig, Vote};
 
 /// Bytes of appended entries that wait for the writer: four of the largest.
-const PENDING_BYTES_MAX: usize = 64 << 20;
+pub const PENDING_BYTES_MAX: usize = 64 << 20;
 /// One flush writes at most about this much, so that a burst does not delay the first callbacks.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Jobs that nobody waits for ride with the next flush, but never more than this many of them.
@@ -172,6 +172,11 @@ impl Queue {
 
     pub(super) fn release(&self, bytes: usize) {
         self.room.add_permits(bytes);
+    }
+
+    /// Bytes of entries that wait or are being written.
+    pub(super) fn reserved_bytes(&self) -> usize {
+        PENDING_BYTES_MAX.saturating_sub(self.room.available_permits())
     }
 
     fn ended(&self) -> LogError {

@@ -339,6 +339,11 @@ impl LogStore {
         segments + self.shared().spares.bytes()
     }
 
+    /// Bytes of entries that wait for the writer or are being written.
+    pub fn pending_bytes(&self) -> usize {
+        self.handle.shared.queue.reserved_bytes()
+    }
+
     /// What was written since the store was opened.
     pub fn statistics(&self) -> Statistics {
         let shared = self.shared();

@@ -55,6 +55,7 @@ struct Connection {
     selected: bool,
     closing: bool,
     transport: TransportKind,
+    incoming: bool,
     since: Instant,
     handle: HandlerHandle,
 }
@@ -348,13 +349,21 @@ impl Behaviour {
         let Some((handle, role)) = self.fresh.remove(&id) else { return };
         self.bulk_dials.remove(&id);
         let transport = transport_of(endpoint);
-        self.board.counters.connection_opened(transport);
+        let incoming = endpoint.is_listener();
+        self.board.counters.connection_opened(transport, incoming);
         let known = self.peers.entry(peer).or_default();
         known.dialing.iter_mut().for_each(|dialing| {
             dialing.take_if(|dialing| *dialing == id);
         });
-        let connection =
-            Connection { role, selected: false, closing: false, transport, since: Instant::now(), handle };
+        let connection = Connection {
+            role,
+            selected: false,
+            closing: false,
+            transport,
+            incoming,
+            since: Instant::now(),
+            handle,
+        };
         known.connections.insert(id, connection);
         if let ConnectedPoint::Dialer { address, .. } = endpoint {
             self.board.proved(peer, address);
@@ -372,7 +381,7 @@ impl Behaviour {
         let ConnectionClosed { peer_id: peer, connection_id: id, .. } = *event;
         let Some(known) = self.peers.get_mut(&peer) else { return };
         if let Some(connection) = known.connections.remove(&id) {
-            self.board.counters.connection_closed(connection.transport);
+            self.board.counters.connection_closed(connection.transport, connection.incoming);
             let alone = known.connections.is_empty() && known.dialing == [None; 2];
             if !connection.selected && alone {
                 // Nothing to gain from dialing at once: whoever closed it would do so again.
