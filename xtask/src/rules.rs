@@ -26,6 +26,9 @@ pub(crate) const RULES_PATH: &str = "configs/prometheus/rules.yaml";
 /// Where the alerts lie.
 pub(crate) const ALERTS_PATH: &str = "configs/prometheus/alerts.yaml";
 
+const RULES_GROUP: &str = "debros-levels";
+const ALERTS_GROUP: &str = "debros-alerts";
+
 /// A series that is computed as others are scraped.
 pub(crate) struct Recording {
     pub(crate) record: String,
@@ -138,7 +141,7 @@ pub(crate) fn rules_file(slo: &Slo) -> Result<String> {
         let Recording { record, expr, labels } = recording;
         Rule::Recording { record, expr, labels }
     });
-    file("debros-levels", rules.collect())
+    file(RULES_GROUP, rules.collect())
 }
 
 /// The text of `alerts.yaml`.
@@ -154,7 +157,7 @@ pub(crate) fn alerts_file(slo: &Slo) -> Result<String> {
         ]);
         Rule::Alert { alert: alert.name, expr, holds: alert.holds, labels, annotations }
     });
-    file("debros-alerts", rules.collect())
+    file(ALERTS_GROUP, rules.collect())
 }
 
 fn file(name: &'static str, rules: Vec<Rule>) -> Result<String> {

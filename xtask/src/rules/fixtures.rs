@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::causes::Proof;
-use super::{ALERTS_PATH, Alert, RULES_PATH, alerts, burns, written};
-use crate::slo::{Burn, Counts, Level, Slo};
+use super::{ALERTS_GROUP, ALERTS_PATH, Alert, RULES_GROUP, RULES_PATH, alerts, burns, written};
+use crate::slo::{Burn, Codes, Counts, Level, Slo};
 
 /// The folder of the tests, from the root of the workspace.
 pub(crate) const FOLDER: &str = "configs/prometheus/tests";
@@ -22,6 +22,8 @@ const FADING_MINUTES: u64 = 6;
 struct File {
     rule_files: Vec<String>,
     evaluation_interval: String,
+    /// What is recorded is fresh when alerts read it, however rarely both are evaluated.
+    group_eval_order: [&'static str; 2],
     tests: Vec<Test>,
 }
 
@@ -75,17 +77,19 @@ fn file(name: &str, evaluated_each: u64, tests: Vec<Test>) -> Result<(String, St
     let evaluation_interval = format!("{evaluated_each}m");
     // From the folder of the tests.
     let rule_files = [RULES_PATH, ALERTS_PATH].map(|path| path.replace("configs/prometheus", ".."));
-    let text = written(&File { rule_files: rule_files.into(), evaluation_interval, tests })?;
+    let group_eval_order = [RULES_GROUP, ALERTS_GROUP];
+    let text = written(&File { rule_files: rule_files.into(), evaluation_interval, group_eval_order, tests })?;
     Ok((format!("{FOLDER}/{name}.yaml"), text))
 }
 
 fn causes(slo: &Slo) -> Vec<Test> {
     let mut tests = Vec::new();
     for Alert { name, proof, .. } in alerts(slo) {
-        let Some(Proof { fires, silent, at_minutes }) = proof else { continue };
-        for (what, inputs, expected) in
-            [("fires", fires, vec![name.as_str()]), ("stays silent on a near miss", silent, vec![])]
-        {
+        let Some(Proof { fires, fires_at, silent, silent_at }) = proof else { continue };
+        for (what, inputs, at_minutes, expected) in [
+            ("fires", fires, fires_at, vec![name.as_str()]),
+            ("stays silent on a near miss", silent, silent_at, vec![]),
+        ] {
             let series = inputs.into_iter().map(|input| Series { series: input.series, values: input.values.into() });
             tests.push(Test {
                 name: format!("{name} {what}"),
@@ -174,19 +178,22 @@ fn happens(slo: &Slo, level: &Level, story: &Story) -> Result<Vec<Series>> {
     Ok(match &level.counts {
         Counts::Answered(groups) => {
             let (name, method) = ("debros_rpc_requests_total", method(groups)?);
-            let [fault, users, redirect] =
-                [&slo.codes.services_fault, &slo.codes.users_fault, &slo.codes.redirects].map(|codes| codes.last());
-            let code = |origin: &str, code: Option<&String>| {
-                let code = code.map_or("OK", String::as_str);
-                format!("method=\"{method}\",origin=\"{origin}\",code=\"{code}\"")
-            };
-            vec![
-                series(name, &code("client", None), counter(story, |phase| (1.0 - phase.bad) / 2.0)),
-                series(name, &code("client", users), counter(story, |phase| (1.0 - phase.bad) / 2.0)),
-                series(name, &code("client", fault), bad(1.0)),
-                series(name, &code("client", redirect), all(0.5)),
-                series(name, &code("node", fault), all(1.0)),
-            ]
+            let code = |origin: &str, code: &str| format!("method=\"{method}\",origin=\"{origin}\",code=\"{code}\"");
+            let Codes { users_fault, services_fault, redirects } = &slo.codes;
+            let each = |share: f64, codes: &[String]| share / codes.len() as f64;
+            let answered = |share: f64| counter(story, |phase| (1.0 - phase.bad) * share);
+            let mut codes = vec![series(name, &code("client", "OK"), answered(0.5))];
+            for user in users_fault {
+                codes.push(series(name, &code("client", user), answered(each(0.5, users_fault))));
+            }
+            for fault in services_fault {
+                codes.push(series(name, &code("client", fault), bad(each(1.0, services_fault))));
+                codes.push(series(name, &code("node", fault), all(1.0)));
+            }
+            for redirect in redirects {
+                codes.push(series(name, &code("client", redirect), all(0.5)));
+            }
+            codes
         }
         Counts::Faster { requests, seconds } => {
             let (name, method) = ("debros_rpc_duration_seconds", method(requests)?);
