@@ -15,7 +15,7 @@ use std::time::Duration;
 use debros_net::discovery::{Discovery, DiscoveryConfig, OnFound};
 use debros_net::grpc::{self, Channels};
 use debros_net::{IncomingStreams, Lane, Multiaddr, Network, PeerId};
-use debros_proto::{ClusterId, VERSION, v1};
+use debros_proto::{ClusterId, VERSION, limits, v1};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -435,8 +435,12 @@ impl Core {
         let cluster = self.cluster.clone();
         cluster::register_cluster(registry, bounds, self.network.clone(), move || cluster.get().ok());
         register_disks(registry, self.disk.clone());
-        raft::bound_log(bounds, self.groups.log());
+        raft::bound_queues(bounds, &self.groups);
         raft::register_groups(registry, self.groups.clone());
+        let replicas = self.replicas.clone();
+        bounds.queue_items("database_writes", limits::PENDING_WRITES_MAX, move || {
+            replicas.all().iter().map(sql::Database::pending_writes).max().unwrap_or(0)
+        });
         let replicas = self.replicas.clone();
         sql::register_files(registry, move || replicas.all().iter().map(sql::Database::files).collect());
         kv::register_storage(registry, bounds, &self.kv);

@@ -29,6 +29,6 @@ pub use alignment::Desired;
 pub use engine::{CommittedCommand, Engine, EngineFault};
 pub use group::{Committed, Group, Leader, MembershipError, ProposeError, ReadIndexError, Role, Status};
 pub use groups::{Believes, Claim, Groups, GroupsParts, OpenGroupError, RaftOptions};
-pub use metrics::{RaftMetrics, bound_log, observe_log, register_groups};
+pub use metrics::{RaftMetrics, bound_queues, observe_log, register_groups};
 pub use position::Position;
 pub use server::RaftService;

@@ -98,6 +98,14 @@ impl Failed {
         Self { failure, ambiguous: true, unreachable: None }
     }
 
+    /// What went wrong, in the words of an application's error.
+    fn kind(&self) -> ErrorKind {
+        match &self.unreachable {
+            Some(unreachable) => unreachable.kind(),
+            None => Error::from(self.failure.clone()).kind(),
+        }
+    }
+
     /// The error of an operation that changes nothing.
     pub(crate) fn into_read_error(self) -> Error {
         if let Some(unreachable) = self.unreachable {
@@ -216,8 +224,27 @@ impl Shared {
         S: Fn(PeerId, Q) -> F + Sync,
         F: Future<Output = Result<R, Status>> + Send,
     {
-        let sent = AtomicUsize::new(0);
+        let (operation, started) = (self.metrics().operation(Q::OPERATION), Instant::now());
         let mut course = Course::new(self, plan);
+        let answer = self.attempt_until_settled(&mut course, plan, request, send).await;
+        let error = answer.as_ref().err().map(Failed::kind);
+        operation.ended(error, course.attempts, started.elapsed());
+        answer
+    }
+
+    async fn attempt_until_settled<Q, R, S, F>(
+        &self,
+        course: &mut Course<'_>,
+        plan: &Plan,
+        request: &Q,
+        send: S,
+    ) -> Result<Answer<R>, Failed>
+    where
+        Q: HasHeader + Clone + Send + Sync,
+        S: Fn(PeerId, Q) -> F + Sync,
+        F: Future<Output = Result<R, Status>> + Send,
+    {
+        let sent = AtomicUsize::new(0);
         let mut under_way = UnderWay(Vec::with_capacity(1));
         let mut start_at = Some(Instant::now());
         loop {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use debros_proto::{DatabaseName, v1};
+use prometheus_client::registry::Registry;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
@@ -95,6 +96,12 @@ impl Client {
     /// The namespace this client acts in.
     pub fn namespace(&self) -> &str {
         self.shared.namespace().as_str()
+    }
+
+    /// Adds what this client and its clones count of their operations to the application's own registry: requests by
+    /// how they ended, retries, and durations. They are counted either way; see `docs/metrics.md`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics().register(registry);
     }
 
     /// The namespace's default database, which exists without being created.

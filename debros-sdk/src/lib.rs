@@ -91,6 +91,7 @@ mod error;
 mod host;
 #[cfg(feature = "memory")]
 pub mod memory;
+mod metrics;
 mod network_info;
 mod nodes;
 mod pubsub;

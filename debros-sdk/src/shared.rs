@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use crate::call::{Plan, Target};
 use crate::database::Consistency;
 use crate::error::{Error, ErrorKind};
+use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::pubsub::session::Session;
 use crate::storage::routes::Routes;
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     writers: Mutex<HashMap<DatabaseName, Arc<Writer>>>,
     storage: Routes,
     pubsub: Arc<Session>,
+    metrics: Metrics,
     /// Raised only by a node's refusal: a client places nothing, so it needs no map of its own.
     epoch: AtomicU64,
     refresh_wanted: Notify,
@@ -53,6 +55,7 @@ impl Shared {
             settings,
             storage: Routes::new(channels.clone()),
             pubsub: Session::new(),
+            metrics: Metrics::new(),
             channels,
             nodes: Mutex::default(),
             writers: Mutex::default(),
@@ -99,6 +102,10 @@ impl Shared {
 
     pub(crate) fn storage(&self) -> &Routes {
         &self.storage
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(crate) fn pubsub(&self) -> &Arc<Session> {

@@ -310,3 +310,22 @@ async fn a_cluster_with_a_secret_lets_in_who_has_it() {
     let again = builder().cluster_secret(secret).identity_folder(folder.path()).connect().await.unwrap();
     assert_eq!(again.peer_id(), identity);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_application_sees_retries_and_how_operations_ended() {
+    let world = World::new(3);
+    let client = client(&world, 0).await;
+    world.state().after_apply = vec![Fault::Kill];
+    write(&client, "a").await.unwrap();
+    let mut registry = prometheus_client::registry::Registry::default();
+    client.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let value = |series: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{series} is missing in {text}"))
+    };
+    assert_eq!(value("debros_sdk_requests_total{operation=\"Execute\",code=\"ok\"}"), 1.0);
+    assert!(value("debros_sdk_retries_total{operation=\"Execute\"}") >= 1.0);
+    assert_eq!(value("debros_sdk_duration_seconds_count{operation=\"Execute\"}"), 1.0);
+}

@@ -9,6 +9,7 @@ mod dashboards;
 mod generate;
 mod grow;
 mod membership;
+mod metrics;
 mod observe;
 mod outage;
 mod pace;
@@ -59,6 +60,9 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// The page of all metrics, and what a scrape costs.
+    #[command(subcommand)]
+    Metrics(metrics::Metrics),
     /// How fast it is: a table, and JSON where asked.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Command::Test => ci::test(),
         Command::Tidy => tidy::run(),
         Command::Gen { check } => generate::run(check),
+        Command::Metrics(command) => metrics::metrics(&command),
         Command::Bench(bench) => bench::run(&bench),
         Command::Sim(simulation) => sim::simulate(&simulation),
     };

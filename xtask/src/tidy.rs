@@ -7,6 +7,7 @@ mod doors;
 mod edges;
 mod engines;
 mod links;
+mod metrics;
 mod modules;
 mod rust_code;
 mod tree;
@@ -59,9 +60,15 @@ pub(crate) fn run() -> Result<()> {
 fn check(root: &Path) -> Result<(usize, Vec<Finding>)> {
     let tree = Tree::read(root)?;
     let mut findings = edges::check(root)?;
-    for rule in
-        [dependencies::check, doors::check, engines::check, modules::check, words::check, links::check]
-    {
+    for rule in [
+        dependencies::check,
+        doors::check,
+        engines::check,
+        modules::check,
+        words::check,
+        links::check,
+        metrics::check,
+    ] {
         findings.extend(rule(&tree));
     }
     findings.sort();

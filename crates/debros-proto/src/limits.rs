@@ -242,6 +242,11 @@ pub const PRESENCE_MEMBER_BYTES_MAX: usize = 256;
 /// What is told beside the name.
 pub const PRESENCE_DATA_BYTES_MAX: usize = 4 << 10;
 
+/// The bounds of every classic histogram of durations, in seconds. Service levels can be counted exactly only where their
+/// thresholds, 0.1 and 0.5, are among them.
+pub const DURATION_BOUNDS_SECONDS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
 /// Members keep a full mesh up to here.
 pub const MESH_NODES_MAX: usize = 200;
 /// Signed peer records in one exchange.

@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
+use debros_proto::limits;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
 
-/// Of requests and of what they wait for, in seconds. The service levels' thresholds, 0.1 and 0.5, are among them.
-const DURATIONS: [f64; 14] =
-    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// Of requests and of what they wait for, in seconds; clients have the same.
+const DURATIONS: [f64; 14] = limits::DURATION_BOUNDS_SECONDS;
 /// Of flushes to disk, in seconds: from a fast disk's to one that endangers elections.
 const FLUSHES: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5];

@@ -123,8 +123,12 @@ impl Operations {
         let labels = RequestLabels { service, method, origin, code: OK };
         let codes = [const { OnceLock::new() }; CODES.len() + 1];
         let inner = Inner { requests: self.requests.clone(), labels, codes, duration };
-        for place in FAULTS.into_iter().map(place_of).chain([OK_PLACE]) {
-            inner.counter(place);
+        inner.counter(OK_PLACE);
+        // Service levels ask for these.
+        if origin == Origin::Client.as_str() {
+            for code in FAULTS {
+                inner.counter(place_of(code));
+            }
         }
         Operation(Arc::new(inner))
     }

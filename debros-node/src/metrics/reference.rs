@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 /// Values of a label that are listed; of one with more, or whose values depend on the machine, the name says enough.
 const VALUES_LISTED_MAX: usize = 12;
 /// Labels whose values depend on the build or on who asks.
-const OPEN_LABELS: [&str; 4] = ["route", "version", "rustc", "target"];
+const OPEN_LABELS: [&str; 6] = ["route", "version", "rustc", "target", "operation", "code"];
 
 /// A metric as it is scraped.
 #[derive(Clone, Debug, PartialEq, Eq)]

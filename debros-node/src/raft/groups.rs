@@ -247,6 +247,11 @@ impl Groups {
         }
     }
 
+    /// Append frames that wait for the peer with most of them.
+    pub(super) fn fullest_outbox(&self) -> usize {
+        self.inner.links.fullest_outbox()
+    }
+
     /// The log store that all groups share.
     pub fn log(&self) -> &LogStore {
         &self.inner.log

@@ -73,6 +73,12 @@ impl Links {
         reply.await.map_err(|_| StreamBroke)
     }
 
+    /// Frames that wait for the peer with most of them.
+    pub(super) fn fullest_outbox(&self) -> usize {
+        let links = self.links.lock().expect("not poisoned");
+        links.values().map(|link| link.waiting()).max().unwrap_or(0)
+    }
+
     fn link(&self, peer: PeerId) -> Arc<Link> {
         let mut links = self.links.lock().expect("not poisoned");
         links.entry(peer).or_default().clone()
@@ -118,6 +124,11 @@ impl Link {
         });
         live.askers.insert(id, asker);
         (id, live.outbox.clone())
+    }
+
+    fn waiting(&self) -> usize {
+        let live = self.live.lock().expect("not poisoned");
+        live.as_ref().map_or(0, |live| live.outbox.max_capacity() - live.outbox.capacity())
     }
 
     fn take_closed(&self) -> Vec<u64> {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use debros_proto::GroupId;
+use debros_proto::{GroupId, limits};
 use openraft::Instant;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 
 use super::group::{Group, LED_WITHIN};
 use super::groups::Groups;
-use super::log::{self, Flush, LogStore};
+use super::log::{self, Flush};
 use super::types::TypeConfig;
 use crate::metrics::{Bounds, Readings, amounts, durations, flushes, read_at_scrape};
 
@@ -74,10 +74,11 @@ pub fn observe_log(options: log::Options, registry: &mut Registry) -> log::Optio
     log::Options { on_flush: Some(Arc::new(on_flush)), ..options }
 }
 
-/// Names what the log holds to a limit.
-pub fn bound_log(bounds: &Bounds, log: &LogStore) {
-    let log = log.clone();
+/// Names what the log and the links hold to a limit.
+pub fn bound_queues(bounds: &Bounds, groups: &Groups) {
+    let (log, links) = (groups.log().clone(), groups.clone());
     bounds.queue_bytes("raft_log", log::PENDING_BYTES_MAX, move || log.pending_bytes());
+    bounds.queue_items("raft_peer_frames", limits::PEER_OUTBOX_FRAMES, move || links.fullest_outbox());
 }
 
 /// Registers what is read from the groups at each scrape.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use debros_proto::{ErrorCode, Failure, HasHeader};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
@@ -26,6 +26,9 @@ const METHODS: [(&str, &[&str]); 5] = [
         &["Status", "Peers", "Members", "Health", "ConnectPeer", "DisconnectPeer", "Leave", "Initialise"],
     ),
 ];
+/// The services whose requests nodes forward. Of the others a node's request is the exception, and has its series when it
+/// comes: a scrape stays small.
+const FORWARDED: [&str; 2] = ["database", "registers"];
 /// What only nodes ask, of one another.
 const MEMBERSHIP: (&str, &[&str]) = ("membership", &["Join", "Propose"]);
 /// Calls of storage streams that name no operation.
@@ -67,6 +70,7 @@ type Traced =
 pub struct RpcMetrics(Arc<Inner>);
 
 struct Inner {
+    operations: Operations,
     /// By method; whose requests it is, decides between the two.
     methods: HashMap<&'static str, Method>,
     traced: Traced,
@@ -75,16 +79,13 @@ struct Inner {
 
 struct Method {
     service: &'static str,
-    client: Operation,
-    node: Operation,
+    client: OnceLock<Operation>,
+    node: OnceLock<Operation>,
 }
 
 impl Method {
-    fn of(&self, origin: Origin) -> &Operation {
-        match origin {
-            Origin::Client => &self.client,
-            Origin::Node => &self.node,
-        }
+    fn new(service: &'static str) -> Self {
+        Self { service, client: OnceLock::new(), node: OnceLock::new() }
     }
 }
 
@@ -92,21 +93,12 @@ impl RpcMetrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let operations = Operations::register(registry);
-        let method = |service, method| {
-            let of = |origin| operations.operation(service, method, origin);
-            (method, Method { service, client: of(Origin::Client), node: of(Origin::Node) })
-        };
         let mut methods = HashMap::new();
-        for (service, names) in METHODS {
-            methods.extend(names.iter().map(|name| method(service, name)));
+        for (service, names) in METHODS.iter().chain([&MEMBERSHIP]) {
+            methods.extend(names.iter().map(|name| (*name, Method::new(service))));
         }
-        let (service, names) = MEMBERSHIP;
-        methods.extend(names.iter().map(|name| {
-            let node = operations.operation(service, name, Origin::Node);
-            (*name, Method { service, client: node.clone(), node })
-        }));
         let (service, name) = NO_OPERATION;
-        methods.extend([method(service, name)]);
+        methods.insert(name, Method::new(service));
         let traced: Traced = Family::new_with_constructor(traced_durations);
         for (service, _) in METHODS.iter().chain([&MEMBERSHIP]) {
             drop(traced.get_or_create(&ServiceLabels { service }));
@@ -118,7 +110,25 @@ impl RpcMetrics {
             "Time that sampled requests took; its exemplars name their traces",
             traced.clone(),
         );
-        Self(Arc::new(Inner { methods, traced, under_way }))
+        let metrics = Self(Arc::new(Inner { operations, methods, traced, under_way }));
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    /// The first request of a kind is a rise from zero, not a series that nobody has seen before.
+    fn begin_at_zero(&self) {
+        for (service, names) in METHODS {
+            for name in names {
+                self.handle(name, Origin::Client);
+                if FORWARDED.contains(&service) {
+                    self.handle(name, Origin::Node);
+                }
+            }
+        }
+        let (_, names) = MEMBERSHIP;
+        for name in names {
+            self.handle(name, Origin::Node);
+        }
     }
 
     /// How many requests are under way.
@@ -128,7 +138,7 @@ impl RpcMetrics {
 
     /// The handle of a method that another engine measures itself.
     pub fn operation(&self, method: &'static str, origin: Origin) -> Operation {
-        self.method(method).of(origin).clone()
+        self.handle(method, origin).clone()
     }
 
     /// Tells of a request that was sampled, for people to find its trace.
@@ -144,6 +154,16 @@ impl RpcMetrics {
 
     fn method(&self, method: &'static str) -> &Method {
         self.0.methods.get(method).expect("every method is in METHODS")
+    }
+
+    fn handle(&self, name: &'static str, origin: Origin) -> &Operation {
+        let method = self.method(name);
+        // Whoever asks to join has no cluster yet, and is a node all the same.
+        let (place, origin) = match origin {
+            Origin::Client if method.service != MEMBERSHIP.0 => (&method.client, Origin::Client),
+            Origin::Client | Origin::Node => (&method.node, Origin::Node),
+        };
+        place.get_or_init(|| self.0.operations.operation(method.service, name, origin))
     }
 
     /// Answers one request, measured and in a span of its own.
@@ -169,7 +189,7 @@ impl RpcMetrics {
         let _under_way = UnderWay::start(&self.0.under_way);
         let result = answer.instrument(span).await;
         let error = result.as_ref().err().map(|failure| failure.code);
-        self.method(method).of(asker.origin).answered(error, started.elapsed());
+        self.handle(method, asker.origin).answered(error, started.elapsed());
         if let Err(failure) = &result
             && failure.code == ErrorCode::Internal
         {

@@ -81,6 +81,11 @@ impl Database {
         &self.group
     }
 
+    /// Writes that are under way at this replica.
+    pub fn pending_writes(&self) -> usize {
+        limits::PENDING_WRITES_MAX.saturating_sub(self.pending.available_permits())
+    }
+
     /// How its files are.
     pub fn files(&self) -> super::Files {
         self.engine.files()

@@ -13,6 +13,7 @@ mod leadership;
 mod leaving;
 mod membership;
 mod messenger;
+mod metrics;
 mod pubsub;
 mod pubsub_clients;
 mod pubsub_failures;

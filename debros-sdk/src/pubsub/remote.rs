@@ -64,19 +64,13 @@ impl RemotePubSub {
     }
 }
 
-impl fmt::Debug for RemotePubSub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemotePubSub").field("namespace", &self.namespace()).finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl PubSub for RemotePubSub {
-    fn namespace(&self) -> &str {
-        self.client.namespace()
+impl RemotePubSub {
+    fn published<T>(&self, outcome: &Result<T, Error>, started: Instant) {
+        let error = outcome.as_ref().err().map(Error::kind);
+        self.client.shared().metrics().publish.ended(error, 1, started.elapsed());
     }
 
-    async fn publish_batch_with(
+    async fn publish_parts(
         &self,
         batch: MessageBatch,
         acknowledge: Acknowledge,
@@ -99,7 +93,7 @@ impl PubSub for RemotePubSub {
         Ok(counts)
     }
 
-    async fn publish_with(
+    async fn publish_one(
         &self,
         message: Outgoing<'_>,
         acknowledge: Acknowledge,
@@ -110,6 +104,41 @@ impl PubSub for RemotePubSub {
         session.room(message.encoded_len(), deadline).await?;
         let ticket = session.publish(&message, mode)?;
         Ok(settled(ticket.settled(mode), deadline).await?.pop().flatten())
+    }
+}
+
+impl fmt::Debug for RemotePubSub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemotePubSub").field("namespace", &self.namespace()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl PubSub for RemotePubSub {
+    fn namespace(&self) -> &str {
+        self.client.namespace()
+    }
+
+    async fn publish_batch_with(
+        &self,
+        batch: MessageBatch,
+        acknowledge: Acknowledge,
+    ) -> Result<Vec<Option<u32>>, Error> {
+        let started = Instant::now();
+        let published = self.publish_parts(batch, acknowledge).await;
+        self.published(&published, started);
+        published
+    }
+
+    async fn publish_with(
+        &self,
+        message: Outgoing<'_>,
+        acknowledge: Acknowledge,
+    ) -> Result<Option<u32>, Error> {
+        let started = Instant::now();
+        let published = self.publish_one(message, acknowledge).await;
+        self.published(&published, started);
+        published
     }
 
     async fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription, Error> {
