@@ -261,15 +261,13 @@ async fn tick(shared: Arc<Shared>) {
     }
 }
 
-/// Waits until every member in reach has told its interest.
+/// Waits until every other member has told its interest; those that cannot be reached are not waited for long.
 async fn settle(shared: Arc<Shared>) {
     let deadline = Instant::now() + SETTLE_PATIENCE;
     while Instant::now() < deadline {
         let ready = {
             let router = shared.router();
-            let network = shared.channels.network();
-            let in_reach = router.peers.values().filter(|peer| network.is_connected(peer.peer));
-            router.has_members && in_reach.into_iter().all(|peer| peer.back.version > 0)
+            router.has_members && router.peers.values().all(|peer| peer.back.version > 0)
         };
         if ready {
             break;

@@ -235,6 +235,9 @@ pub const PUBLISHERS_MAX: usize = 65_536;
 pub const PUBLISHER_LIFE: Duration = Duration::from_secs(600);
 /// An origin out of reach for so long may be gone with messages that nobody got.
 pub const ORIGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Messages of queue groups that came from one node, were for members that have gone, and that node was not told yet;
+/// what comes beyond them is lost and counted.
+pub const BOUNCES_MAX: usize = 65_536;
 /// Topics of a namespace whose receivers are kept ready.
 pub const ROUTES_KEPT_MAX: usize = 16_384;
 /// The name of who is present.

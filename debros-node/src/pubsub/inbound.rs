@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use debros_proto::coverage::Coverage;
 use debros_proto::packed::{Run, Runs};
-use debros_proto::{NodeId, v1};
+use debros_proto::{NodeId, limits, v1};
 use debros_topics::Pattern;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -61,7 +61,7 @@ impl Router {
         let back = &mut peer.back;
         (back.stream, back.replies, back.gathering) = (stream, Some(replies), None);
         (back.lost_since, back.given_up, back.goodbye) = (None, false, None);
-        back.asked.values_mut().for_each(|asked| asked.sent = false);
+        back.ask_again();
         let stand = v1::LinkStand { incarnation: own, received: back.received };
         back.reply(v1::LinkReply { stand: Some(stand), ..Default::default() });
         Ok(stream)
@@ -102,15 +102,12 @@ impl Router {
         if let Some(state) = state {
             let agrees = peer.back.version != state.interest_version
                 || peer.back.interest.digest() == state.interest_digest;
-            let reply = v1::LinkReply {
-                received: peer.back.received,
-                interest_wanted: !agrees && peer.back.gathering.is_none(),
-                ..Default::default()
-            };
-            peer.back.reply(reply);
+            let interest_wanted = !agrees && peer.back.gathering.is_none();
+            peer.back.reply(v1::LinkReply { interest_wanted, ..peer.back.standing() });
             // What found no room before is asked again.
             peer.ask();
         }
+        peer.back.bounce();
         Ok(pressed)
     }
 
@@ -136,10 +133,16 @@ impl Router {
             if run.head.origin != node.0 || run.head.incarnation != incarnation || run.head.count == 0 {
                 return Err(Broken::Damaged);
             }
+            // The rest of its batch is in a frame that did not come: this one may come again.
+            let returns = !run.group.is_empty() && run.head.sequence > reached;
+            if returns && !self.give_once(node, &run) {
+                continue;
+            }
             self.take_run(node, &run, pressed)?;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
         peer.back.received = reached;
+        peer.back.given.retain(|(sequence, _)| *sequence > reached);
         if confirm {
             peer.back.reply(v1::LinkReply { received: reached, ..Default::default() });
         }
@@ -182,12 +185,20 @@ impl Router {
         Ok(())
     }
 
-    fn bounce(&self, node: NodeId, run: &Run) {
-        let group = String::from_utf8_lossy(&run.group).into_owned();
-        let bounced = Some(v1::Bounced { sequence: run.head.sequence, group });
-        if let Some(peer) = self.peers.get(&node) {
-            peer.back.reply(v1::LinkReply { bounced, ..Default::default() });
+    /// Notes that a queue group's message goes to a member here; says whether it had not gone to one before.
+    fn give_once(&mut self, node: NodeId, run: &Run) -> bool {
+        let Some(peer) = self.peers.get_mut(&node) else { return false };
+        peer.back.given.insert((run.head.sequence, run.group.clone()))
+    }
+
+    fn bounce(&mut self, node: NodeId, run: &Run) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.back.bounced.len() >= limits::BOUNCES_MAX {
+            self.metrics.dropped(run.head.count.into());
+            return;
         }
+        let group = String::from_utf8_lossy(&run.group).into_owned();
+        peer.back.bounced.push(v1::Bounced { sequence: run.head.sequence, group });
     }
 
     fn take_replayed(&mut self, node: NodeId, replayed: v1::Replayed) -> Result<(), Broken> {
@@ -237,9 +248,8 @@ impl Router {
             }
         }
         let Some(peer) = self.peers.get_mut(&node).filter(|_| version > 0) else { return };
-        peer.back.version = version;
-        let reply = v1::LinkReply { interest_version: version, heeded_from, ..Default::default() };
-        peer.back.reply(reply);
+        (peer.back.version, peer.back.heeded_from) = (version, heeded_from);
+        peer.back.reply(peer.back.standing());
         let count = self.peers.values().map(|peer| peer.back.interest.entries.len()).sum();
         self.metrics.set_interest_entries(count);
     }
@@ -325,28 +335,22 @@ impl Peer {
     /// Asks what can be asked now: the other node must route by what it is asked about.
     pub(super) fn ask(&mut self) {
         let heeds = self.out.progress.borrow().heeds;
-        self.back.asked.retain(|_, asked| asked.queue.strong_count() > 0);
-        let back = &self.back;
-        if back.replies.is_none() {
-            return;
-        }
-        let mut sent = Vec::new();
-        for (number, asked) in back.asked.iter().filter(|(_, asked)| !asked.sent && asked.heeds <= heeds) {
-            let request = v1::ReplayRequest {
-                replay: *number,
-                namespace: asked.namespace.to_string(),
-                pattern: asked.pattern.as_str().to_owned(),
-                after: asked.after,
-            };
-            if !back.reply(v1::LinkReply { replay: Some(request), ..Default::default() }) {
-                break;
+        let back = &mut self.back;
+        while let Some(number) = back.unsent.front() {
+            if let Some(asked) = back.asked.get(number) {
+                let request = v1::ReplayRequest {
+                    replay: *number,
+                    namespace: asked.namespace.to_string(),
+                    pattern: asked.pattern.as_str().to_owned(),
+                    after: asked.after,
+                };
+                if asked.heeds > heeds
+                    || !back.reply(v1::LinkReply { replay: Some(request), ..Default::default() })
+                {
+                    return;
+                }
             }
-            sent.push(*number);
-        }
-        for number in sent {
-            if let Some(asked) = self.back.asked.get_mut(&number) {
-                asked.sent = true;
-            }
+            back.unsent.pop_front();
         }
     }
 }

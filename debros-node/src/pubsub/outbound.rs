@@ -50,6 +50,7 @@ impl Router {
     pub(super) fn close_link(&mut self, node: NodeId, stream: u64) {
         let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.out.stream == stream) else { return };
         (peer.out.stream, peer.out.stands) = (0, false);
+        self.away.insert(node);
         peer.out.room.notify_waiters();
         peer.out.progress.send_modify(|progress| {
             progress.heeds = 0;
@@ -153,11 +154,11 @@ impl Router {
         {
             let v1::ReplayRequest { replay: number, namespace, pattern: _, after } = request;
             let namespace: Arc<str> = namespace.into();
-            let replay = Replay { number, namespace, pattern, after, until: None, lost: false };
+            let replay = Replay { number, namespace, pattern, after, until: None };
             peer.out.replays.push_back(replay);
             peer.out.waker.wake();
         }
-        if let Some(bounced) = bounced {
+        for bounced in bounced {
             self.reroute(node, &bounced);
         }
     }
@@ -178,6 +179,7 @@ impl Router {
             }
         }
         (out.told, out.stands, out.slow) = (received, true, false);
+        self.away.remove(&node);
         out.progress.send_modify(|progress| {
             progress.lost_since = None;
             progress.received = progress.received.max(received);
@@ -208,6 +210,7 @@ impl Router {
         (back.incarnation, back.received, back.version) = (incarnation, 0, 0);
         (back.goodbye, back.given_up, back.is_new) = (None, false, true);
         back.gathering = None;
+        (back.heeded_from, back.bounced, back.given) = Default::default();
     }
 
     /// Keeps what is known of an incarnation that is gone. Of what it was asked nothing will come any more; of the new
@@ -222,9 +225,10 @@ impl Router {
             if let Some(queue) = asked.queue.upgrade().filter(|_| lost) {
                 queue.lag(None);
             }
-            (asked.incarnation, asked.after, asked.sent) = (successor, 0, false);
+            (asked.incarnation, asked.after) = (successor, 0);
         }
         back.asked = asked;
+        back.ask_again();
         let publishes = back.interest.publishes.clone();
         let (incarnation, goodbye) = (back.incarnation, back.goodbye);
         if incarnation != 0 {
@@ -239,13 +243,13 @@ impl Router {
         let incarnation = peer.back.incarnation;
         peer.back.unaware.retain(|unaware| {
             if unaware.heeds > version {
-                return unaware.queue.strong_count() > 0;
+                return true;
             }
             // A former incarnation never heeded it, whatever it published.
             let (is_same, is_first) = (unaware.incarnation == incarnation, unaware.incarnation == 0);
             let known = if is_same { unaware.received } else { 0 };
             if (heeded_from > known || !is_same && !is_first)
-                && let Some(queue) = unaware.queue.upgrade()
+                && let Some(queue) = unaware.queue()
             {
                 queue.lag(None);
             }
@@ -352,10 +356,9 @@ impl Outbound {
 
 impl Replay {
     fn next(&mut self, ring: &Ring, forgotten: u64) -> v1::Replayed {
-        let until = *self.until.get_or_insert_with(|| {
-            self.lost = forgotten > self.after;
-            ring.last()
-        });
+        let until = *self.until.get_or_insert(ring.last());
+        // At every turn: the ring goes on while a long answer is under way.
+        let lost = forgotten > self.after;
         let (mut runs, mut looked, mut complete) = (BytesMut::new(), 0, true);
         for entry in ring.after(self.after) {
             if entry.head.sequence > until {
@@ -374,7 +377,6 @@ impl Replay {
             }
             self.after = entry.last();
         }
-        let lost = std::mem::take(&mut self.lost);
         let reached = if complete { until } else { self.after };
         v1::Replayed { replay: self.number, runs: runs.freeze(), complete, reached, lost }
     }

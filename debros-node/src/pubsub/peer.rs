@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 
+use bytes::Bytes;
 use debros_net::PeerId;
-use debros_proto::v1;
+use debros_proto::{limits, v1};
 use debros_topics::Pattern;
 use futures::task::AtomicWaker;
 use tokio::sync::{Notify, mpsc, watch};
@@ -13,6 +14,9 @@ use tokio::time::Instant;
 
 use super::interest::Interest;
 use super::queue::Queue;
+
+/// A reply is of a frame's size at most.
+const BOUNCES_PER_REPLY: usize = 1024;
 
 /// What others wait for of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +79,6 @@ pub(super) struct Replay {
     pub(super) after: u64,
     /// Complete here; known once it has begun.
     pub(super) until: Option<u64>,
-    pub(super) lost: bool,
 }
 
 /// What comes from there.
@@ -91,6 +94,12 @@ pub(super) struct Inbound {
     pub(super) interest: Interest,
     /// The version of that.
     pub(super) version: u64,
+    /// This node's last sequence when it began to heed that version.
+    pub(super) heeded_from: u64,
+    /// Messages of queue groups that no member here could take, and the other node was not told of yet.
+    pub(super) bounced: Vec<v1::Bounced>,
+    /// Messages of queue groups behind `received` that were given to members.
+    pub(super) given: BTreeSet<(u64, Bytes)>,
     /// This incarnation has not said yet from when on it heeds this node's interest.
     pub(super) is_new: bool,
     /// All of it, as far as it has come.
@@ -104,6 +113,8 @@ pub(super) struct Inbound {
     pub(super) given_up: bool,
     /// What it is asked, or will be when it can be.
     pub(super) asked: BTreeMap<u64, Asked>,
+    /// Of these, what was not sent on the stream that is served now, in the order in which it can be asked.
+    pub(super) unsent: VecDeque<u64>,
     /// Subscriptions that returned before it knew of them.
     pub(super) unaware: Vec<Unaware>,
 }
@@ -126,20 +137,46 @@ pub(super) struct Asked {
     pub(super) after: u64,
     /// The other node must heed this version first.
     pub(super) heeds: u64,
-    /// It was sent on the stream that is served now.
-    pub(super) sent: bool,
 }
 
-/// A subscription that the other node did not know of when it returned.
+/// A subscription that the other node did not know of when it returned. The subscription counts these itself.
 pub(super) struct Unaware {
-    pub(super) queue: Weak<Queue>,
+    queue: Weak<Queue>,
     pub(super) heeds: u64,
     /// Where the other node stood then, as far as was known.
     pub(super) incarnation: u64,
     pub(super) received: u64,
 }
 
+impl Unaware {
+    /// The other node does not heed this version, which has the subscription.
+    pub(super) fn new(queue: &Arc<Queue>, heeds: u64, back: &Inbound) -> Self {
+        queue.add_unaware();
+        let (incarnation, received) = (back.incarnation, back.received);
+        Self { queue: Arc::downgrade(queue), heeds, incarnation, received }
+    }
+
+    /// The subscription, if it has not ended.
+    pub(super) fn queue(&self) -> Option<Arc<Queue>> {
+        self.queue.upgrade()
+    }
+}
+
+impl Drop for Unaware {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.upgrade() {
+            queue.remove_unaware();
+        }
+    }
+}
+
 impl Peer {
+    /// Whether it has been out of reach for so long that nobody counts on it.
+    pub(super) fn is_lost(&self) -> bool {
+        let lost_since = self.out.progress.borrow().lost_since;
+        lost_since.is_some_and(|since| since.elapsed() > limits::RECEIVE_PATIENCE)
+    }
+
     /// A node of which nothing is known but who it is.
     pub(super) fn new(peer: PeerId) -> Self {
         let progress = Progress { lost_since: Some(Instant::now()), ..Default::default() };
@@ -173,6 +210,9 @@ impl Peer {
                 received: 0,
                 interest: Interest::default(),
                 version: 0,
+                heeded_from: 0,
+                bounced: Vec::new(),
+                given: BTreeSet::new(),
                 is_new: false,
                 gathering: None,
                 goodbye: None,
@@ -180,6 +220,7 @@ impl Peer {
                 lost_since: Some(Instant::now()),
                 given_up: false,
                 asked: BTreeMap::new(),
+                unsent: VecDeque::new(),
                 unaware: Vec::new(),
             },
         }
@@ -200,15 +241,49 @@ impl Inbound {
         former.is_none_or(|former| may(&former.publishes, former.goodbye))
     }
 
+    /// Nothing that it is to be asked is on its way.
+    pub(super) fn ask_again(&mut self) {
+        self.unsent = self.asked.keys().copied().collect();
+    }
+
+    /// Forgets subscriptions that have ended.
+    pub(super) fn forget_ended(&mut self) {
+        self.asked.retain(|_, asked| asked.queue.strong_count() > 0);
+        self.unaware.retain(|unaware| unaware.queue.strong_count() > 0);
+    }
+
     /// Whether it was asked for messages that have not come.
     pub(super) fn asks_still(&self) -> bool {
         self.asked.values().any(|asked| asked.queue.strong_count() > 0)
     }
 
-    /// Answers the stream that is served. A reply that finds no room is one of those that the next heartbeat
-    /// repeats; a stream whose other side takes none at all is ended by its keep-alive.
+    /// Answers the stream that is served. Of a reply that finds no room the next heartbeat's says the same
+    /// ([`Self::standing`]), or it is kept ([`Self::bounce`], [`Peer::ask`]); a stream whose other side takes none at
+    /// all is ended by its keep-alive.
     pub(super) fn reply(&self, reply: v1::LinkReply) -> bool {
         let reply = v1::LinkReply { stream: self.stream, ..reply };
         self.replies.as_ref().is_some_and(|replies| replies.try_send(reply).is_ok())
+    }
+
+    /// How far this node is with what the other one has sent.
+    pub(super) fn standing(&self) -> v1::LinkReply {
+        v1::LinkReply {
+            received: self.received,
+            interest_version: self.version,
+            heeded_from: self.heeded_from,
+            ..Default::default()
+        }
+    }
+
+    /// Tells the other node what no member here could take.
+    pub(super) fn bounce(&mut self) {
+        let mut rest = std::mem::take(&mut self.bounced);
+        while !rest.is_empty() {
+            let bounced: Vec<_> = rest.drain(..rest.len().min(BOUNCES_PER_REPLY)).collect();
+            if !self.reply(v1::LinkReply { bounced: bounced.clone(), ..Default::default() }) {
+                self.bounced = [bounced, rest].concat();
+                return;
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Taking in a batch as its origin: where each message goes, this node's own subscriptions, the ring.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -82,9 +83,14 @@ impl Router {
         let mut taken = Taken { last, sequence: space.last, ..Default::default() };
         tell_here(&told, &plan, &head, &messages, &mut taken.pressed).map_err(damaged)?;
         // What was sent before may have reached a member through another node.
-        let segments = segments(&plan, &head, &messages, !again, &mut taken.pressed).map_err(damaged)?;
+        let away = (!again).then_some(&self.away);
+        let segments = segments(&plan, &head, &messages, away, &mut taken.pressed).map_err(damaged)?;
         if mode != v1::PublishMode::Accepted {
             taken.goes = goes(&plan, &segments, !again);
+        }
+        if mode == v1::PublishMode::Routed {
+            let counts = |node: &NodeId| self.peers.get(node).is_some_and(|peer| !peer.is_lost());
+            taken.goes.iter_mut().for_each(|goes| goes.nodes.retain(counts));
         }
         let nodes = destinations(&segments);
         let confirm = mode == v1::PublishMode::Received;
@@ -158,7 +164,7 @@ impl Router {
         let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
         let Some(group) = groups.into_iter().find(|group| *group.name == bounced.group) else { return };
         self.metrics.bounced();
-        match group.choose(Some(node)) {
+        match group.choose(Some(node), &self.away) {
             None => {}
             Some(Chosen::Local(queue)) => drop(queue.push(&head, &message)),
             Some(Chosen::Remote(node)) => {
@@ -247,12 +253,13 @@ fn deliver_to_resuming(pieces: &[Piece], head: &RunHead, messages: &Bytes) {
     }
 }
 
-/// Who else gets what. Chooses the members of queue groups, and hands over to those that are here.
+/// Who else gets what. Chooses the members of queue groups, unless they are left out, by the nodes that are away,
+/// and hands over to those that are here.
 fn segments(
     plan: &Plan,
     head: &RunHead,
     messages: &Bytes,
-    with_groups: bool,
+    away: Option<&BTreeSet<NodeId>>,
     pressed: &mut Vec<Arc<Queue>>,
 ) -> Result<Vec<Segment>, debros_proto::packed::Damaged> {
     let mut segments = Vec::new();
@@ -262,14 +269,12 @@ fn segments(
             let to_nodes = Nodes::All(route.nodes.clone());
             segments.push(Segment { from: at.start, to: at.end, index: *index, count: *count, to_nodes });
         }
-        if route.groups.is_empty() || !with_groups {
-            continue;
-        }
+        let Some(away) = away.filter(|_| !route.groups.is_empty()) else { continue };
         let mut from = at.start;
         for index in *index..index + count {
             let to = from + MessageRef::first(&messages[from..])?.encoded_len;
             for group in &route.groups {
-                match group.choose(None) {
+                match group.choose(None, away) {
                     None => {}
                     Some(Chosen::Local(queue))
                         if queue.push(&head_of(head, index, 1), &messages.slice(from..to)) =>

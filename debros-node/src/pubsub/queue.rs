@@ -5,6 +5,8 @@
 //! stretch.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ pub(super) struct Queue {
     outlet: Arc<Outlet>,
     overflow: v1::Overflow,
     state: Mutex<State>,
+    /// Other nodes that do not know of it yet.
+    unaware: AtomicUsize,
     room: Notify,
     metrics: PubSubMetrics,
 }
@@ -76,7 +80,15 @@ impl Queue {
     ) -> Arc<Self> {
         let credit = credit.min(limits::SUBSCRIPTION_CREDIT_BYTES_MAX) as i64;
         let state = Mutex::new(State { credit, ..Default::default() });
-        Arc::new(Self { number, outlet, overflow, state, room: Notify::new(), metrics })
+        Arc::new(Self {
+            number,
+            outlet,
+            overflow,
+            state,
+            unaware: AtomicUsize::new(0),
+            room: Notify::new(),
+            metrics,
+        })
     }
 
     /// The client's number for it.
@@ -249,6 +261,21 @@ impl Queue {
     /// Some origin has not answered yet what it was asked for.
     pub(super) fn is_resuming(&self) -> bool {
         self.state().gates.values().any(|gate| matches!(gate, Gate::Closed))
+    }
+
+    /// Another node does not know of it.
+    pub(super) fn add_unaware(&self) {
+        self.unaware.fetch_add(1, Relaxed);
+    }
+
+    /// That node does now, or is gone.
+    pub(super) fn remove_unaware(&self) {
+        self.unaware.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether some node does not know of it.
+    pub(super) fn is_unaware(&self) -> bool {
+        self.unaware.load(Relaxed) > 0
     }
 
     /// Nothing is added any more.

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 const ENTRY_BYTES: usize = 192;
 /// What a segment costs.
 const SEGMENT_BYTES: usize = 64;
+/// Links stand near the newest entry: these are looked at before the ring is searched.
+const LOOKED_BACK: usize = 8;
 
 /// Messages of one batch that go to the same nodes.
 #[derive(Clone, Debug)]
@@ -157,7 +159,12 @@ impl Ring {
 
     /// The entries with messages behind a sequence.
     pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &Entry> {
-        let at = self.entries.partition_point(|entry| entry.last() <= sequence);
+        let behind = |entry: &&Entry| entry.last() > sequence;
+        let near = self.entries.iter().rev().take(LOOKED_BACK).take_while(behind).count();
+        let at = match near < LOOKED_BACK {
+            true => self.entries.len() - near,
+            false => self.entries.partition_point(|entry| entry.last() <= sequence),
+        };
         self.entries.range(at..)
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Router {
     pub(super) ring: Ring,
     pub(super) spaces: BTreeMap<Arc<str>, Space>,
     pub(super) peers: BTreeMap<NodeId, Peer>,
+    /// Those of them to which no link stands.
+    pub(super) away: BTreeSet<NodeId>,
     pub(super) own: Own,
     pub(super) sessions: BTreeMap<u64, Session>,
     pub(super) watches: Vec<Watch>,
@@ -76,6 +78,7 @@ impl Router {
             ring: Ring::new(options.ring_bytes, options.ring_life),
             spaces: BTreeMap::new(),
             peers: BTreeMap::new(),
+            away: BTreeSet::new(),
             own: Own::new(),
             sessions: BTreeMap::new(),
             watches: Vec::new(),
@@ -187,6 +190,7 @@ impl Router {
                 _ => self.give_up(node),
             }
             self.replace_interest(node, Interest::default());
+            self.away.remove(&node);
             if let Some(peer) = self.peers.remove(&node) {
                 peer.out.waker.wake();
                 let asked = peer.back.asked.values().filter_map(|asked| asked.queue.upgrade());
@@ -200,6 +204,7 @@ impl Router {
             .collect();
         for (node, peer) in &new {
             self.peers.insert(*node, Peer::new(*peer));
+            self.away.insert(*node);
         }
         new
     }
@@ -207,12 +212,6 @@ impl Router {
     /// There is something for all links.
     pub(super) fn wake_links(&self) {
         self.peers.values().for_each(|peer| peer.out.waker.wake());
-    }
-
-    /// Subscriptions that some node does not know of yet, as places in memory.
-    fn unaware(&self) -> BTreeSet<*const Queue> {
-        let unaware = self.peers.values().flat_map(|peer| &peer.back.unaware);
-        unaware.map(|unaware| unaware.queue.as_ptr()).collect()
     }
 
     /// Takes out what has ended by overflowing: its client was told so.
@@ -235,15 +234,16 @@ impl Router {
         }
     }
 
-    /// Everything up to here was handed to the subscriptions of this node; without those origins that were asked
-    /// for more, when it must be true of all subscriptions.
+    /// Everything up to here was handed to the subscriptions of this node. When it must be true of all subscriptions,
+    /// without those origins that were asked for more, and those that may not know of all.
     pub(super) fn positions(&self, of_all: bool) -> Vec<v1::Position> {
         let own =
             v1::Position { origin: self.node.0, incarnation: self.incarnation, sequence: self.ring.last() };
         let others = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.back.incarnation != 0 && !(of_all && peer.back.asks_still()));
+            .filter(|(_, peer)| peer.back.incarnation != 0)
+            .filter(|(_, peer)| !of_all || !peer.back.is_new && !peer.back.asks_still());
         let others = others.map(|(node, peer)| v1::Position {
             origin: node.0,
             incarnation: peer.back.incarnation,
@@ -273,6 +273,7 @@ impl Router {
             self.set_absent(node);
         }
         for peer in self.peers.values_mut() {
+            peer.back.forget_ended();
             peer.out.state_due = true;
             peer.out.waker.wake();
         }
@@ -294,13 +295,12 @@ impl Router {
 
     fn tell_positions(&mut self) {
         let positions: Arc<[v1::Position]> = self.positions(true).into();
-        let unaware = self.unaware();
         for session in self.sessions.values_mut() {
             if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
                 continue;
             }
             // What a node published that does not know of a subscription was not delivered, wherever it stands.
-            let is_busy = |queue: &Arc<Queue>| !queue.is_idle() || unaware.contains(&Arc::as_ptr(queue));
+            let is_busy = |queue: &Arc<Queue>| !queue.is_idle() || queue.is_unaware();
             let busy = session.queues.values().filter(|(queue, _)| is_busy(queue));
             let except: Vec<u64> = busy.map(|(queue, _)| queue.number()).collect();
             if except.is_empty() {

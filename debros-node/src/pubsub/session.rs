@@ -51,7 +51,27 @@ struct Work {
     waiting_bytes: usize,
     held: Option<BoxFuture<'static, Patience>>,
     patience: Option<Patience>,
+    /// What the client is told in a moment.
+    accepted: Option<Accepted>,
     under_way: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+/// Batches that are in the ring, up to this number. The client is told once the tasks that were woken for them have had
+/// their turn: subscribers wait for the message, and the publisher for its answer, on the same processors.
+struct Accepted {
+    last: u64,
+    turn: BoxFuture<'static, ()>,
+}
+
+impl Accepted {
+    fn new() -> Self {
+        Self { last: 0, turn: tokio::task::yield_now().boxed() }
+    }
+
+    async fn told(&mut self) -> u64 {
+        self.turn.as_mut().await;
+        self.last
+    }
 }
 
 impl Session {
@@ -66,6 +86,7 @@ impl Session {
             waiting_bytes: 0,
             held: None,
             patience: Some(Patience::new()),
+            accepted: None,
             under_way: FuturesUnordered::new(),
         };
         tokio::select! {
@@ -100,6 +121,10 @@ impl Work {
                 biased;
                 patience = async { self.held.as_mut().expect("checked").await }, if self.held.is_some() => {
                     (self.held, self.patience) = (None, Some(patience));
+                }
+                last = async { self.accepted.as_mut().expect("checked").told().await }, if self.accepted.is_some() => {
+                    self.accepted = None;
+                    self.session.outlet.accepted(last);
                 }
                 Some(()) = self.under_way.next(), if !self.under_way.is_empty() => {}
                 call = calls.next(), if listens => match call {
@@ -224,7 +249,7 @@ impl Work {
         };
         match mode {
             v1::PublishMode::Accepted => {
-                outlet.accepted(last);
+                self.accepted.get_or_insert_with(Accepted::new).last = last;
                 shared.metrics.publish_answered(since, None);
             }
             v1::PublishMode::Routed => {

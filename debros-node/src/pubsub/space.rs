@@ -3,7 +3,7 @@
 //!
 //! Invariant: a kept route is what the tries give; every change of interest drops them all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,9 +61,15 @@ impl Group {
         (count > 0).then(|| Chosen::Local(&self.local[rand::random_range(0..count)]))
     }
 
-    /// Every member has the same chance, wherever it is.
-    pub(super) fn choose(&self, without: Option<NodeId>) -> Option<Chosen<'_>> {
-        let remote = self.remote.iter().filter(|(node, _)| Some(*node) != without);
+    /// Every member has the same chance, wherever it is; those at nodes that are away only when there are no others.
+    pub(super) fn choose(&self, without: Option<NodeId>, away: &BTreeSet<NodeId>) -> Option<Chosen<'_>> {
+        let candidate = |node: &NodeId| Some(*node) != without;
+        let near = self.choose_among(|node| candidate(node) && !away.contains(node));
+        near.or_else(|| self.choose_among(candidate))
+    }
+
+    fn choose_among(&self, is_candidate: impl Fn(&NodeId) -> bool) -> Option<Chosen<'_>> {
+        let remote = self.remote.iter().filter(|(node, _)| is_candidate(node));
         let total = self.local.len() + remote.clone().map(|(_, members)| *members as usize).sum::<usize>();
         if total == 0 {
             return None;

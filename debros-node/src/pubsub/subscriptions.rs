@@ -131,9 +131,9 @@ impl Router {
                 incarnation,
                 after,
                 heeds,
-                sent: false,
             };
-            peer.back.asked.insert(number, asked);
+            back.asked.insert(number, asked);
+            back.unsent.push_back(number);
             peer.ask();
         }
     }
@@ -163,12 +163,8 @@ impl Router {
         for peer in self.peers.values_mut() {
             if peer.out.progress.borrow().heeds < heeds {
                 unaware += 1;
-                peer.back.unaware.push(Unaware {
-                    queue: Arc::downgrade(queue),
-                    heeds,
-                    incarnation: peer.back.incarnation,
-                    received: peer.back.received,
-                });
+                let unaware = Unaware::new(queue, heeds, &peer.back);
+                peer.back.unaware.push(unaware);
             }
         }
         (self.positions(resumed), unaware)
@@ -188,7 +184,7 @@ impl Router {
                 (*subscriptions, *nodes) = (*subscriptions + 1, 1);
             }
         } else {
-            let others = self.peers.values().map(|peer| &peer.back.interest);
+            let others = self.peers.values().filter(|peer| !peer.is_lost()).map(|peer| &peer.back.interest);
             for interest in std::iter::once(&self.own.interest).chain(others) {
                 let here = interest.entries.iter().filter(|(key, _)| *key.namespace == *namespace);
                 for (key, members) in here {

@@ -270,13 +270,19 @@ async fn a_large_batch_to_many_groups_fits_its_frames() {
     }
 }
 
+/// A member of a queue group whose session can be ended.
+fn member(router: &mut Router) -> u64 {
+    let (session, outlet) = router.attach("app", PeerId::random()).unwrap();
+    let queue = Queue::new(1, u64::MAX, v1::Overflow::DropOldest, outlet, PubSubMetrics::default());
+    let (pattern, group) = (Pattern::new("jobs").unwrap(), Some("workers".into()));
+    router.subscribe(session, Wanted { pattern, group, queue, resume: None }).unwrap();
+    session
+}
+
 #[tokio::test]
 async fn a_message_for_a_member_that_has_gone_goes_to_another_one() {
     let mut pair = Pair::new();
-    let (session, outlet) = pair.destination.attach("app", PeerId::random()).unwrap();
-    let queue = Queue::new(1, u64::MAX, v1::Overflow::DropOldest, outlet, PubSubMetrics::default());
-    let (pattern, group) = (Pattern::new("jobs").unwrap(), Some("workers".into()));
-    pair.destination.subscribe(session, Wanted { pattern, group, queue, resume: None }).unwrap();
+    let session = member(&mut pair.destination);
     pair.settle();
     // It is chosen, being the only one, and gone when the message comes; another one is there by then.
     pair.publish(&[("jobs", b"1")]);
@@ -284,6 +290,124 @@ async fn a_message_for_a_member_that_has_gone_goes_to_another_one() {
     let other = subscribe(&mut pair.origin, (1, "jobs", "workers"), None);
     pair.settle();
     assert_eq!(heard(&other), [Some(1)]);
+}
+
+#[tokio::test]
+async fn messages_that_come_back_wait_while_a_link_takes_no_replies() {
+    const MORE_THAN_REPLIES: u64 = 100;
+    let mut pair = Pair::new();
+    let session = member(&mut pair.destination);
+    pair.settle();
+    // All are for the only member, which has gone when they come.
+    for _ in 0..MORE_THAN_REPLIES {
+        pair.publish(&[("jobs", b"")]);
+    }
+    pair.destination.detach(session);
+    let other = subscribe(&mut pair.origin, (1, "jobs", "workers"), None);
+    let full = v1::LinkReply::default();
+    while pair.destination.peers[&ORIGIN].back.reply(full.clone()) {}
+    while let Next::Frame(frame) = pair.origin.next_frame(DESTINATION, pair.there.stream) {
+        pair.destination.take_frame(ORIGIN, pair.there.stream, *frame).expect("frames in order");
+    }
+    pair.settle();
+    assert_eq!(heard(&other), [], "nothing came back yet");
+    pair.origin.tick();
+    pair.settle();
+    let mut all = heard(&other);
+    all.sort_unstable();
+    assert_eq!(all, (1..=MORE_THAN_REPLIES).map(Some).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_member_at_a_node_that_is_away_is_given_nothing_while_there_are_others() {
+    let mut pair = Pair::new();
+    member(&mut pair.destination);
+    let here = subscribe(&mut pair.origin, (1, "jobs", "workers"), None);
+    pair.settle();
+    pair.cut();
+    for _ in 0..50 {
+        pair.publish(&[("jobs", b"")]);
+    }
+    assert_eq!(heard(&here), (1..=50).map(Some).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_message_of_a_group_comes_once_though_the_link_breaks_within_its_batch() {
+    let mut pair = Pair::new();
+    let queues = ["one", "other"].map(|group| subscribe(&mut pair.destination, (1, "jobs", group), None));
+    pair.settle();
+    let payload = vec![0; 100 << 10];
+    pair.publish(&[("jobs", &payload[..]); 10]);
+    let Next::Frame(first) = pair.origin.next_frame(DESTINATION, pair.there.stream) else {
+        panic!("there is something to be sent");
+    };
+    let routed = first.routed.as_ref().expect("messages");
+    assert!(!routed.runs.is_empty() && routed.reached == routed.previous, "the rest is in another frame");
+    pair.destination.take_frame(ORIGIN, pair.there.stream, *first).expect("frames in order");
+    pair.cut();
+    pair.link(20);
+    pair.settle();
+    for queue in queues {
+        assert_eq!(heard(&queue), (1..=10).map(Some).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_many_frames_says_when_the_ring_drops_the_rest_of_it() {
+    const MESSAGES: usize = 20;
+    let mut pair = Pair::new();
+    let payload = vec![0; 100 << 10];
+    for _ in 0..MESSAGES {
+        pair.publish(&[("news", &payload[..])]);
+    }
+    let position = v1::Position { origin: ORIGIN.0, incarnation: 100 + ORIGIN.0, sequence: 0 };
+    let resumed = subscribe(&mut pair.destination, (1, "news", ""), Some(vec![position]));
+    while resumed.is_idle() {
+        pump(&mut pair.destination, &mut pair.origin, &mut pair.back, &mut pair.largest);
+        pump(&mut pair.origin, &mut pair.destination, &mut pair.there, &mut pair.largest);
+    }
+    pair.fill_ring("others");
+    pair.settle();
+    let heard = heard(&resumed);
+    assert!(heard.contains(&None) && heard.len() < MESSAGES, "{heard:?}");
+}
+
+#[tokio::test]
+async fn an_acknowledgement_of_interest_that_found_no_room_is_repeated() {
+    let mut pair = Pair::new();
+    subscribe(&mut pair.destination, (1, "news", ""), None);
+    let Next::Frame(interest) = pair.destination.next_frame(ORIGIN, pair.back.stream) else {
+        panic!("there is interest to be told");
+    };
+    pair.origin.take_frame(DESTINATION, pair.back.stream, *interest).expect("interest");
+    while pair.back.replies.try_recv().is_ok() {}
+    let heeds = |pair: &Pair| pair.destination.peers[&ORIGIN].out.progress.borrow().heeds;
+    let before = heeds(&pair);
+    pair.destination.tick();
+    pair.settle();
+    assert!(heeds(&pair) > before, "the origin heeds {before} as ever");
+}
+
+#[tokio::test]
+async fn subscriptions_that_have_ended_are_forgotten_though_a_node_never_knew_of_them() {
+    let mut pair = Pair::new();
+    pair.cut();
+    let (session, outlet) = pair.destination.attach("app", PeerId::random()).unwrap();
+    let queue = Queue::new(1, u64::MAX, v1::Overflow::DropOldest, outlet, PubSubMetrics::default());
+    let wanted = || Wanted {
+        pattern: Pattern::new("news").unwrap(),
+        group: None,
+        queue: queue.clone(),
+        resume: Some(Vec::new()),
+    };
+    let version = pair.destination.subscribe(session, wanted()).unwrap();
+    pair.destination.begun(&queue, version, true);
+    assert!(queue.is_unaware());
+    pair.destination.detach(session);
+    drop(queue);
+    pair.destination.tick();
+    let back = &pair.destination.peers[&ORIGIN].back;
+    assert!(back.unaware.is_empty() && back.asked.is_empty());
 }
 
 #[tokio::test]

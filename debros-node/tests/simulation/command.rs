@@ -39,9 +39,7 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
             option(&arguments[1..], "--nodes", 100).and_then(|nodes| alone(move || mesh::run(nodes)))
         }
         Some("scale") => scale::compare(&SCALE_NODES),
-        Some("scale-one") => {
-            option(&arguments[1..], "--nodes", 3).and_then(|nodes| alone(move || scale::run(nodes)))
-        }
+        Some("scale-one") => scale_one(&arguments[1..]),
         Some("one") => one(&arguments[1..]),
         _ => short::run(arguments),
     };
@@ -58,6 +56,12 @@ fn option<T: FromStr>(arguments: &[String], name: &str, default: T) -> Result<T,
     let Some(place) = arguments.iter().position(|argument| argument == name) else { return Ok(default) };
     let value = arguments.get(place + 1).and_then(|text| text.parse().ok());
     value.ok_or_else(|| format!("{name} takes a value\n{USAGE}"))
+}
+
+fn scale_one(arguments: &[String]) -> Result<(), String> {
+    let nodes = option(arguments, "--nodes", 3)?;
+    let under_way = option(arguments, "--under-way", 1)?;
+    alone(move || scale::run(nodes, under_way))
 }
 
 fn bug(arguments: &[String]) -> Result<Option<Bug>, String> {

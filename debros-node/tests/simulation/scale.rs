@@ -21,9 +21,11 @@ use crate::machine::{StorageTuning, Tuning};
 use crate::world::World;
 
 const SEED: u64 = 1;
-/// Nodes for each application, which has one client, and what that has under way.
+/// Nodes for each application, which has one client.
 const NODES_PER_CLIENT: usize = 3;
-const UNDER_WAY: usize = 24;
+/// What a client has under way: one operation, which shares nothing with another on its way, or so many that the
+/// frames between any two nodes are full, however many nodes they are spread over.
+const LOADS: [usize; 2] = [1, 512];
 /// The clients that [`connect_as`] lets wait the longest.
 const CLIENT_STEP: usize = 3;
 const KEYS: u64 = 2000;
@@ -32,7 +34,7 @@ const VALUE_BYTES: usize = 256;
 const FORMED_WITHIN: Duration = Duration::from_secs(120);
 /// What is measured, each with work and without: long enough for several rounds of what nodes do by themselves.
 const TURN: Duration = Duration::from_secs(10);
-const TURNS: usize = 1;
+const TURNS: usize = 2;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the clients share with whoever measures.
@@ -45,25 +47,35 @@ struct Load {
 
 /// Runs the sizes after one another, each in a process of its own, and prints what an operation costs.
 pub(crate) fn compare(sizes: &[usize]) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut first = None;
-    println!("{:>6} {:>12} {:>14} {:>8}", "nodes", "operations", "cpu us per op", "ratio");
-    for nodes in sizes {
-        let output = Command::new(&program).args(["scale-one", "--nodes", &nodes.to_string()]).output();
-        let output = output.map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let words: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let [operations, cost] = words[..] else {
-            return Err(format!("{nodes} nodes: {text}{}", String::from_utf8_lossy(&output.stderr)));
-        };
-        let ratio = cost / *first.get_or_insert(cost);
-        println!("{nodes:>6} {operations:>12} {cost:>14.1} {ratio:>8}", ratio = format!("x{ratio:.2}"));
+    println!(
+        "{:>16} {:>6} {:>12} {:>14} {:>8}",
+        "under way, each", "nodes", "operations", "cpu us per op", "ratio"
+    );
+    for under_way in LOADS {
+        let mut first = None;
+        for &nodes in sizes {
+            let [operations, cost] = measure(nodes, under_way)?;
+            let ratio = format!("x{:.2}", cost / *first.get_or_insert(cost));
+            println!("{under_way:>16} {nodes:>6} {operations:>12} {cost:>14.1} {ratio:>8}");
+        }
     }
     Ok(())
 }
 
+/// Runs one size and load in a process of its own; gives the operations and the microseconds of CPU for one.
+fn measure(nodes: usize, under_way: usize) -> Result<[f64; 2], String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let (nodes, under_way) = (nodes.to_string(), under_way.to_string());
+    let arguments = ["scale-one", "--nodes", &nodes, "--under-way", &under_way];
+    let output = Command::new(&program).args(arguments).output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let failed = |_| format!("{nodes} nodes: {text}{}", String::from_utf8_lossy(&output.stderr));
+    words.try_into().map_err(failed)
+}
+
 /// Measures one size on this thread; prints the operations and the microseconds of CPU for one.
-pub(crate) fn run(nodes: usize) -> Result<(), String> {
+pub(crate) fn run(nodes: usize, under_way: usize) -> Result<(), String> {
     hooks::seed_randomness(SEED);
     let tuning = Tuning {
         bootstrap_nodes: 1,
@@ -81,7 +93,7 @@ pub(crate) fn run(nodes: usize) -> Result<(), String> {
     until(&mut world, FORMED_WITHIN, |world| (0..nodes).all(|node| is_laid_out(world, node, nodes)))?;
     let clients = nodes.div_ceil(NODES_PER_CLIENT);
     for client in 0..clients {
-        world.client(&format!("load-{client}"), work(client, nodes, load.clone()));
+        world.client(&format!("load-{client}"), work(client, nodes, under_way, load.clone()));
     }
     until(&mut world, FORMED_WITHIN, |_| load.ready.get() == clients)?;
     // Connections are opened, and trees counted, before anything is measured.
@@ -129,7 +141,7 @@ fn turn(world: &mut World, load: &Load, works: bool) -> Result<Duration, String>
     Ok(hooks::thread_cpu_time() - began)
 }
 
-async fn work(client: usize, nodes: usize, load: Load) -> turmoil::Result {
+async fn work(client: usize, nodes: usize, under_way: usize, load: Load) -> turmoil::Result {
     let application = format!("load-{client}");
     let connected = connect_as(&application, client * CLIENT_STEP + CLIENT_STEP - 1, nodes).await?;
     let storage = connected.storage();
@@ -137,7 +149,7 @@ async fn work(client: usize, nodes: usize, load: Load) -> turmoil::Result {
     let value = Bytes::from(vec![b'x'; VALUE_BYTES]);
     let one = |number: usize| {
         let (storage, load, value) = (&storage, &load, &value);
-        let mut dice = Dice::new(SEED, (client * UNDER_WAY + number) as u64);
+        let mut dice = Dice::new(SEED, (client * under_way + number) as u64);
         async move {
             loop {
                 if !load.works.get() {
@@ -154,6 +166,6 @@ async fn work(client: usize, nodes: usize, load: Load) -> turmoil::Result {
             }
         }
     };
-    join_all((0..UNDER_WAY).map(one)).await;
+    join_all((0..under_way).map(one)).await;
     Ok(())
 }
