@@ -19,6 +19,7 @@ pub(super) fn dashboard(slo: &Slo) -> Result<Dashboard> {
             Row { title: "Streams", panels: streams() },
             Row { title: "HTTP", panels: http() },
             Row { title: "Processes", panels: processes() },
+            Row { title: "Threads and mappings", panels: threads() },
             Row { title: "Runtime and bounds", panels: runtime() },
         ],
     })
@@ -152,6 +153,23 @@ fn processes() -> Vec<Panel> {
         .query(descriptors, "{{node}}")
         .bad_from(0.9)
         .runbook("DebrosLimitNear"),
+    ]
+}
+
+fn threads() -> Vec<Panel> {
+    vec![
+        Panel::lines(
+            Unit::Count,
+            "How many threads does each node have?",
+            "Workers of the runtime and those that wait for disks. A number that only grows is work that blocks and never ends.",
+        )
+        .query(gauge("process_threads"), "{{node}}"),
+        Panel::lines(
+            Unit::Bytes,
+            "How much does each node map?",
+            "Address space, not memory: most of it is storage.max_size, which the storage maps as a whole.",
+        )
+        .query(gauge("process_virtual_memory_bytes"), "{{node}}"),
     ]
 }
 
