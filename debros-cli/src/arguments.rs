@@ -16,6 +16,7 @@ use crate::format::Format;
 const EXAMPLES: &str = "\
 Examples:
   debros health                                  is the cluster well?
+  debros top                                     what happens in it, each second
   debros query 'CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT)'
   debros query 'INSERT INTO t (name) VALUES (?)' Ada
   debros query 'SELECT * FROM t WHERE id = ?' 1 --format json
@@ -99,8 +100,20 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Probe the nodes and the database; exit code 4 when unhealthy
     #[command(after_help = "JSON: {\"status\", \"response_time_us\", \"last_updated_unix_ms\", \
-                            \"checks\": {NAME: {\"status\", \"message\", \"took_us\"}}}")]
-    Health,
+                            \"checks\": {NAME: {\"status\", \"message\", \"took_us\", \"next_step\"}}}\n\
+                            docs/health.md explains the checks.")]
+    Health {
+        /// Show every check of every node, and what to do about those that are not well
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Watch the cluster: nodes, leaders, rates, what is wrong
+    #[command(after_help = TOP_HELP)]
+    Top {
+        /// Print one frame and end; what happens anyway where standard output is no terminal
+        #[arg(long)]
+        once: bool,
+    },
     /// List the peers of the connected node
     #[command(after_help = "JSON: {\"peers\": [{\"id\", \"node_id\", \"addresses\", \"connected\", \
                             \"last_seen_unix_ms\", \"services\", \"version\", \"zone\", \"round_trip_us\"}]}")]
@@ -108,7 +121,7 @@ pub(crate) enum Command {
     /// Show the connected node's status and its Raft groups
     #[command(
         after_help = "JSON: {\"node_id\", \"member_id\", \"cluster_id\", \"version\", \"zone\", \"epoch\", \
-                            \"connected\", \"peer_count\", \"database_size\", \"uptime_seconds\", \
+                            \"connected\", \"peer_count\", \"database_size\", \"disk_free_bytes\", \"uptime_seconds\", \
                             \"listen_addresses\", \"groups\": [..], \"warnings\"}"
     )]
     Status,
@@ -138,6 +151,9 @@ pub(crate) enum Command {
     /// Members of the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// The connected node itself
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Databases of the namespace
     #[command(subcommand)]
     Database(DatabaseCommand),
@@ -153,6 +169,21 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
 }
+
+const TOP_HELP: &str = "\
+Keys: q quits, s sorts by the next column, r reverses, ? explains the columns.
+Rates are of the last second. Colours go with NO_COLOR=1.
+
+JSON, one frame: {\"cluster_id\", \"epoch\", \"nodes\": [{\"node_id\", \"state\", \"last_seen_unix_ms\",
+  \"leads_meta\", \"groups_led\", \"database\": {\"per_second\", \"p50_us\", \"p99_us\"}, \"storage\",
+  \"pubsub\": {\"published_per_second\", \"delivered_per_second\"}, \"failed_per_second\",
+  \"disk_free_bytes\"}], \"groups\": [{\"name\", \"leader\", \"term\", \"voters\", \"lag_entries\"}],
+  \"alarms\": [{\"check\", \"status\", \"nodes\", \"message\", \"next_step\"}]}
+
+Examples:
+  debros top
+  debros top --once
+  debros top -f json | jq .alarms";
 
 const QUERY_HELP: &str = "\
 Parameters fill the ? of the statement in order. Each is read as
@@ -226,6 +257,24 @@ pub(crate) enum ClusterCommand {
     /// Initialise a new cluster at the connected node, once
     #[command(after_help = "JSON: {\"cluster_id\"}\nRefused where a cluster exists already.")]
     Init,
+}
+
+const LOG_LEVEL_HELP: &str = "\
+JSON: {\"level\", \"before\"}
+
+Examples:
+  debros node log-level                               what the connected node logs
+  debros node log-level info,debros_node::raft=debug  more of one module
+  debros -b /ip4/10.0.0.7/tcp/4001 node log-level warn";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Show what the node logs, or change it until the node is started again
+    #[command(after_help = LOG_LEVEL_HELP)]
+    LogLevel {
+        /// error, warn, info, debug or trace, or a list of target=level with commas
+        level: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

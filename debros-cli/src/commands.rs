@@ -5,19 +5,21 @@ use std::io::Write;
 
 use clap::CommandFactory;
 use debros_sdk::{
-    ConnectedNode, CreateOptions, Database, Error, Health, NetworkInfo, ReadOptions, RemoteDatabase, check,
+    ConnectedNode, CreateOptions, Database, Error, Health, LogLevel, NetworkInfo, ReadOptions,
+    RemoteDatabase, check,
 };
 use serde_json::{Value as Json, json};
 
 use crate::arguments::pubsub::PubSubCommand;
 use crate::arguments::storage::StorageCommand;
 use crate::arguments::{
-    Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, Query, ShellOptions,
+    Arguments, ClusterCommand, Command, DatabaseCommand, DatabaseOptions, Global, NodeCommand, Query,
+    ShellOptions,
 };
 use crate::connection::{self, Connection};
 use crate::failure::{Exit, Failure};
 use crate::format::Format;
-use crate::{json, parameter, pubsub, registers, shell, storage, table};
+use crate::{health, json, parameter, pubsub, registers, shell, storage, table, top};
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -39,7 +41,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     check_names(&command)?;
     let connection = connection::establish(&global).await?;
     let outcome = match command {
-        Command::Health => health(&global, &connection).await,
+        Command::Health { verbose } => health(&global, &connection, verbose).await,
+        Command::Top { once } => top::run(&global, &connection, once).await,
         Command::Peers => peers(&global, &connection).await,
         Command::Status => status(&global, &connection).await,
         Command::PeerId => {
@@ -53,6 +56,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Shell(options) => shell::run(&global, &connection, &options.options).await,
         Command::Cluster(command) => cluster(&global, &connection, command).await,
+        Command::Node(command) => node(&global, &connection, command).await,
         Command::Database(command) => database(&global, &connection, command).await,
         Command::Registers(command) => registers::run(&global, &connection, command).await,
         Command::Completions { .. } | Command::Storage(_) | Command::PubSub(_) => {
@@ -153,9 +157,13 @@ async fn run_query(
     print(global.format, || table::query(&result), || json::query(&result))
 }
 
-async fn health(global: &Global, connection: &Connection) -> Result<(), Failure> {
+async fn health(global: &Global, connection: &Connection, verbose: bool) -> Result<(), Failure> {
     let status = connection.client.network().health().await.map_err(failed("probe the cluster"))?;
-    print(global.format, || table::health(&status), || json::health(&status))?;
+    // Without them nodes are named by their peer ids.
+    let members = connection.client.cluster().members().await.map(|known| known.members).unwrap_or_default();
+    let report = health::Report::new(&status, &members);
+    let for_people = || if verbose { report.in_full() } else { report.in_short() };
+    print(global.format, for_people, || json::health(&status))?;
     if status.status == Health::Unhealthy { Err(Failure::Told(Exit::Unhealthy)) } else { Ok(()) }
 }
 
@@ -204,6 +212,15 @@ async fn cluster(global: &Global, connection: &Connection, command: ClusterComma
             print(global.format, || format!("initialised cluster {id}"), || json!({"cluster_id": id}))
         }
     }
+}
+
+async fn node(global: &Global, connection: &Connection, command: NodeCommand) -> Result<(), Failure> {
+    let NodeCommand::LogLevel { level } = command;
+    let action = if level.is_some() { "change what the node logs" } else { "read what the node logs" };
+    let found = connection.client.cluster().log_level(level.as_deref()).await.map_err(failed(action))?;
+    let LogLevel { level: now, before } = &found;
+    let for_people = || if level.is_some() { format!("{now} (was {before})") } else { now.clone() };
+    print(global.format, for_people, || json!({"level": now, "before": before}))
 }
 
 /// The member that the connected node is. Told before it leaves, so that nobody wonders which it was.

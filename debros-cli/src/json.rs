@@ -69,6 +69,7 @@ pub(crate) fn health(status: &HealthStatus) -> Json {
                 "status": check.status.as_str(),
                 "message": check.message,
                 "took_us": microseconds(check.took),
+                "next_step": check.next_step,
             });
             (name.clone(), check)
         })
@@ -112,6 +113,7 @@ pub(crate) fn status(status: &NetworkStatus) -> Json {
         "connected": status.connected,
         "peer_count": status.peer_count,
         "database_size": status.database_size,
+        "disk_free_bytes": status.disk_free,
         "uptime_seconds": status.uptime.as_secs(),
         "listen_addresses": status.listen_addresses,
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
@@ -327,6 +329,7 @@ mod tests {
             status: Health::Healthy,
             message: "answered".into(),
             took: Duration::from_micros(1500),
+            next_step: String::new(),
         };
         let status = HealthStatus {
             status: Health::Degraded,
@@ -335,7 +338,7 @@ mod tests {
             response_time: Duration::from_micros(1500),
         };
         let golden = concat!(
-            r#"{"checks":{"database":{"message":"answered","status":"healthy","took_us":1500}},"#,
+            r#"{"checks":{"database":{"message":"answered","next_step":"","status":"healthy","took_us":1500}},"#,
             r#""last_updated_unix_ms":7,"response_time_us":1500,"status":"degraded"}"#
         );
         same(&super::health(&status), golden);
@@ -385,9 +388,11 @@ mod tests {
                 hinted_bytes: 0,
                 relaxed_namespaces: vec!["cache".into()],
             }),
+            activity: vec![],
+            disk_free: 1024,
         };
         let golden = concat!(
-            r#"{"cluster_id":"00","connected":false,"database_size":4096,"epoch":5,"groups":[],"#,
+            r#"{"cluster_id":"00","connected":false,"database_size":4096,"disk_free_bytes":1024,"epoch":5,"groups":[],"#,
             r#""listen_addresses":[],"member_id":1,"node_id":"12D3","peer_count":0,"#,
             r#""storage":{"bytes":8192,"hinted_bytes":0,"layout_version":2,"nodes":4,"nodes_copied":1,"#,
             r#""partitions":768,"partitions_to_copy":3,"phase":"write-both","relaxed_namespaces":["cache"]},"#,

@@ -6,6 +6,7 @@ mod commands;
 mod connection;
 mod failure;
 mod format;
+mod health;
 mod json;
 mod parameter;
 mod pubsub;
@@ -13,6 +14,7 @@ mod registers;
 mod shell;
 mod storage;
 mod table;
+mod top;
 
 use std::process::ExitCode;
 

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use debros_sdk::{
-    Conflict, Cursor, DatabaseInfo, Entry, HealthStatus, LeaseInfo, LeasePage, Members, NetworkStatus,
-    PeerInfo, QueryResult, RegisterEvent, RegisterPage, StorageInfo, Value,
+    Conflict, Cursor, DatabaseInfo, Entry, LeaseInfo, LeasePage, Members, NetworkStatus, PeerInfo,
+    QueryResult, RegisterEvent, RegisterPage, StorageInfo, Value,
 };
 
 use crate::json;
@@ -16,7 +16,7 @@ const BLOB_SHOWN_BYTES: usize = 32;
 /// A stored text longer than this is shown by its beginning and its length.
 const TEXT_SHOWN_CHARS: usize = 60;
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|cell| harmless(cell)));
@@ -28,6 +28,26 @@ pub(crate) fn harmless(text: &str) -> String {
     let escape =
         |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escape).collect()
+}
+
+/// Lines of at most so many characters, where words allow it.
+pub(crate) fn broken(text: &str, chars: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    // A word that is longer than a line is an address: it is broken where the line ends.
+    let words = text.split_whitespace().flat_map(|word| {
+        let letters: Vec<char> = word.chars().collect();
+        letters.chunks(chars.max(1)).map(|part| part.iter().collect::<String>()).collect::<Vec<_>>()
+    });
+    for word in words {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= chars => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            _ => lines.push(word),
+        }
+    }
+    lines
 }
 
 pub(crate) fn query(result: &QueryResult) -> String {
@@ -171,18 +191,8 @@ pub(crate) fn register_bytes(bytes: &[u8]) -> String {
     }
 }
 
-fn plural(count: u64, noun: &str) -> String {
+pub(crate) fn plural(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
-}
-
-pub(crate) fn health(status: &HealthStatus) -> String {
-    let mut checks = table(&["check", "status", "took", "message"]);
-    for (name, check) in &status.checks {
-        let took = duration(check.took);
-        checks.add_row([harmless(name), check.status.to_string(), took, harmless(&check.message)]);
-    }
-    let response_time = duration(status.response_time);
-    format!("{checks}\n{}; a linearizable read took {response_time}", status.status)
 }
 
 pub(crate) fn peers(peers: &[PeerInfo]) -> String {
@@ -317,7 +327,7 @@ fn yes_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
-fn ago(time: SystemTime) -> String {
+pub(crate) fn ago(time: SystemTime) -> String {
     let since = SystemTime::now().duration_since(time).unwrap_or_default();
     if since.as_secs() == 0 { "now".to_owned() } else { format!("{} ago", whole_seconds(since)) }
 }
@@ -331,7 +341,7 @@ fn whole_seconds(duration: Duration) -> String {
 }
 
 /// A duration in the two units that matter.
-fn duration(duration: Duration) -> String {
+pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0 => format!("{:.1} ms", duration.as_secs_f64() * 1000.0),

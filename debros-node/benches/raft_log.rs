@@ -18,7 +18,7 @@ const PAYLOAD_BYTES: usize = 200;
 
 fn entry(index: u64, payload: bytes::Bytes) -> Entry {
     let log_id = log_id_from_wire(&v1::LogId { term: 1, leader: 1, index });
-    Entry { log_id, payload: EntryPayload::Normal(Command(payload)) }
+    Entry { log_id, payload: EntryPayload::Normal(Command::from(payload)) }
 }
 
 /// Appends entries one by one, each after the last is durable.

@@ -26,6 +26,7 @@ mod repair;
 mod replica;
 mod server;
 mod store;
+mod traces;
 mod transition;
 mod tree;
 mod watch;
@@ -210,6 +211,12 @@ impl Kv {
     /// `NOT_READY` before there is a layout.
     pub fn watch(&self, watch: Watch) -> Result<Watching, Failure> {
         watch::start(self.coordinator.clone(), watch, self.tombstone_life)
+    }
+
+    /// How far this node's clock is from the median of its peers' and its own, in milliseconds, positive when the
+    /// others are ahead; `None` when no peer has been compared with for a while.
+    pub fn clock_offset_ms(&self) -> Option<i64> {
+        self.coordinator.inner.clock.offset_ms()
     }
 
     /// How it is, and how far a change of the layout is.

@@ -24,6 +24,7 @@ use crate::metrics::{self, Exposition};
 use crate::node::{Environment, Node, NodeFailure, Settings, StartError};
 use crate::pubsub::PubSubOptions;
 use crate::raft::{RaftOptions, log};
+use crate::trace::TraceOptions;
 
 /// Why a node cannot be launched. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +108,18 @@ pub async fn launch_with(
     config: &Config,
     adjust: impl FnOnce(&mut Settings),
 ) -> Result<Launched, LaunchError> {
+    launch_under(config, Clock::system(), adjust).await
+}
+
+/// Starts a node under another clock than the system's.
+///
+/// # Errors
+/// As [`launch`].
+pub async fn launch_under(
+    config: &Config,
+    clock: Clock,
+    adjust: impl FnOnce(&mut Settings),
+) -> Result<Launched, LaunchError> {
     let locks = [
         lock_folder("node.data_dir", &config.node.data_dir)?,
         lock_folder("storage.data_dir", &config.storage_dir())?,
@@ -123,7 +136,7 @@ pub async fn launch_with(
         ..HostConfig::node(keypair, multiaddrs("node.listen_addresses", &config.node.listen_addresses)?)
     };
     let (network, incoming) = Host::start(host).await?;
-    let environment = Environment { network, incoming, blocking: Blocking::Threads, clock: Clock::system() };
+    let environment = Environment { network, incoming, blocking: Blocking::Threads, clock };
     let node = Node::start(settings, environment).await?;
     match listen(config, &node).await {
         Ok((http, admin, stop_http, servers)) => {
@@ -240,6 +253,8 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
         log: log::Options::default(),
         kv: kv_options(&config.storage),
         pubsub: PubSubOptions::default(),
+        tracing: TraceOptions::new(config, |name| std::env::var(name).ok()),
+        probe_interval: Some(config.admin.probe_interval.as_duration()).filter(|every| !every.is_zero()),
     })
 }
 

@@ -18,3 +18,4 @@ pub mod rpc;
 pub mod service;
 pub mod slot;
 pub mod sql;
+pub mod trace;

@@ -5,6 +5,7 @@
 //! clock are libp2p, threads and the system's in production ([`crate::launch`]) and simulated in
 //! tests, and nothing below this module can tell.
 
+mod assembly;
 mod duties;
 mod metrics;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 use debros_net::discovery::{Discovery, DiscoveryConfig, OnFound};
 use debros_net::grpc::{self, Channels};
 use debros_net::{IncomingStreams, Lane, Multiaddr, Network, PeerId};
-use debros_proto::{ClusterId, VERSION, limits, v1};
+use debros_proto::{ClusterId, VERSION, v1};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -29,16 +30,18 @@ use crate::clock::Clock;
 use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
 use crate::http::HttpMetrics;
 use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
-use crate::metrics::{Bounds, Origin};
-use crate::pubsub::{self, PubSubMetrics, PubSubOperations, PubSubOptions, PubSubSlot, RoutingService};
-use crate::raft::log::{self, LogError, LogStore};
-use crate::raft::{self, Groups, GroupsParts, RaftMetrics, RaftOptions, RaftService};
+use crate::metrics::Bounds;
+use crate::pubsub::{PubSubMetrics, PubSubOptions, PubSubSlot, RoutingService};
+use crate::raft::log::{self, LogError};
+use crate::raft::{Groups, RaftOptions, RaftService};
 use crate::rpc::{self, RpcMetrics};
 use crate::service::{
-    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Messages, Registers,
-    Replicas, Standing, Storage, bound_watches, end_leases, register_disks,
+    ClusterParts, ClusterService, ClusterSlot, Databases, DiskState, Health, Members, Messages, Prober,
+    Registers, Replicas, Standing, Storage, bound_watches, end_leases,
 };
-use crate::sql::{self, FailedFlush, SqlEngines, SqlMetrics};
+use crate::sql::FailedFlush;
+use crate::trace::{self, TraceError, TraceMetrics, TraceOptions, Tracer};
+use assembly::EngineMetrics;
 
 /// What a node offers.
 const SERVICES: [&str; 3] = ["database", "storage", "pubsub"];
@@ -98,6 +101,10 @@ pub struct Settings {
     pub kv: KvOptions,
     /// Pub/sub.
     pub pubsub: PubSubOptions,
+    /// Traces; `None` for none.
+    pub tracing: Option<TraceOptions>,
+    /// How often the node probes what users get; `None` is never.
+    pub probe_interval: Option<Duration>,
 }
 
 /// Why a node cannot start.
@@ -127,6 +134,9 @@ pub enum StartError {
     /// The key-value storage cannot be opened.
     #[error(transparent)]
     Storage(#[from] StoreError),
+    /// Traces were asked for and cannot be sent.
+    #[error(transparent)]
+    Tracing(#[from] TraceError),
 }
 
 /// Why a running node must end.
@@ -169,6 +179,7 @@ struct Core {
     members: Members,
     replicas: Replicas,
     disk: DiskState,
+    prober: Prober,
     health: Health,
     databases: Databases,
     kv: KvSlot,
@@ -179,31 +190,7 @@ struct Core {
     stop_clients: CancellationToken,
     stop: CancellationToken,
     tracker: TaskTracker,
-}
-
-/// What the engines count and measure while they work.
-struct EngineMetrics {
-    log: log::Options,
-    raft: RaftMetrics,
-    sql: SqlMetrics,
-    kv: KvMetrics,
-    pubsub: PubSubMetrics,
-}
-
-impl EngineMetrics {
-    fn register(registry: &mut Registry, rpc: &RpcMetrics, log: &log::Options) -> Self {
-        let operations = PubSubOperations {
-            publish: rpc.operation("PubSubPublish", Origin::Client),
-            subscribe: rpc.operation("PubSubSubscribe", Origin::Client),
-        };
-        Self {
-            log: raft::observe_log(log.clone(), registry),
-            raft: RaftMetrics::register(registry),
-            sql: SqlMetrics::register(registry),
-            kv: KvMetrics::register(registry),
-            pubsub: PubSubMetrics::register(registry, operations),
-        }
-    }
+    tracer: Tracer,
 }
 
 /// The gRPC servers: that for clients stops first, that for peers when nothing is left to replicate.
@@ -224,13 +211,16 @@ impl Node {
         let Environment { network, incoming, blocking, clock } = environment;
         let mut registry = Registry::default();
         let bounds = Bounds::register(&mut registry);
-        let rpc_metrics = RpcMetrics::register(&mut registry);
-        let http_metrics = HttpMetrics::register(&mut registry);
-        let metrics = EngineMetrics::register(&mut registry, &rpc_metrics, &settings.log);
+        let tracker = TaskTracker::new();
+        let tracer = tracer(&settings, &*network, &mut registry, &tracker)?;
+        let rpc_metrics = RpcMetrics::register(&mut registry).with_tracer(tracer.clone());
+        let http_metrics = HttpMetrics::register(&mut registry).with_tracer(tracer.clone());
+        let log = log::Options { tracer: tracer.clone(), ..settings.log.clone() };
+        let metrics = EngineMetrics::register(&mut registry, &rpc_metrics, &log);
 
         let known = cluster::read_membership(&settings.data_folder)
             .map_err(|source| StartError::Membership { folder: settings.data_folder.clone(), source })?;
-        let core = Core::open(&settings, metrics, network, blocking, clock).await?;
+        let core = Core::open(&settings, metrics, network, (blocking, clock), (tracer, tracker)).await?;
         core.register_readings(&mut registry, &bounds);
 
         let on_found = metrics::register_discovery(&mut registry);
@@ -244,6 +234,9 @@ impl Node {
             network: core.network.clone(),
             discovery: discovery.clone(),
             health: core.health.clone(),
+            prober: core.prober.clone(),
+            disk: core.disk.clone(),
+            activity: core.activity(&rpc_metrics),
             clock: core.clock.clone(),
             zone: settings.zone.clone(),
             started: Instant::now(),
@@ -350,6 +343,7 @@ impl Node {
         within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
         core.kv.clear();
         core.pubsub.clear();
+        core.tracer.stop();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;
         kv::close(core.kv_store).await;
@@ -358,95 +352,6 @@ impl Node {
 }
 
 impl Core {
-    async fn open(
-        settings: &Settings,
-        metrics: EngineMetrics,
-        network: Arc<dyn Network>,
-        blocking: Blocking,
-        clock: Clock,
-    ) -> Result<Self, StartError> {
-        let tracker = TaskTracker::new();
-        let channels = Channels::new(network.clone());
-        let folder = &settings.database_folder;
-        let EngineMetrics { log, raft, sql, kv: kv_metrics, pubsub: pubsub_metrics } = metrics;
-        let log = LogStore::open(folder.join("raft"), blocking.clone(), log).await?;
-        let kv_options = kv::StoreOptions { metrics: kv_metrics.store(), ..settings.kv.store.clone() };
-        let kv_store = Store::open(&settings.storage_folder, blocking.clone(), kv_options).await?;
-        let snapshots = folder.join("snapshots");
-        let cluster = ClusterSlot::default();
-        let members = Members::new(cluster.clone());
-        let believed = members.clone();
-        let groups = Groups::new(GroupsParts {
-            log,
-            channels: channels.clone(),
-            blocking: blocking.clone(),
-            snapshot_folder: snapshots.clone(),
-            options: settings.raft.clone(),
-            tracker: tracker.clone(),
-            believes: Arc::new(move |claim| believed.believe(claim)),
-            metrics: raft,
-        })
-        .map_err(|source| StartError::Folder { folder: snapshots, source })?;
-        let disk = DiskState::default();
-        let replicas = Replicas::new(
-            groups.clone(),
-            SqlEngines::new(blocking.clone(), sql),
-            clock.clone(),
-            folder.clone(),
-            blocking.clone(),
-            settings.max_database_bytes,
-        );
-        let databases = Databases::new(
-            cluster.clone(),
-            replicas.clone(),
-            channels.clone(),
-            settings.replication_factor,
-            disk.clone(),
-        );
-        let health =
-            Health::new(cluster.clone(), replicas.clone(), disk.clone(), clock.clone(), network.clone());
-        let stop = CancellationToken::new();
-        Ok(Self {
-            network,
-            blocking,
-            clock,
-            channels,
-            groups,
-            cluster,
-            members,
-            replicas,
-            disk,
-            health,
-            databases,
-            kv: KvSlot::default(),
-            kv_store,
-            kv_metrics,
-            pubsub: PubSubSlot::default(),
-            pubsub_metrics,
-            stop_clients: CancellationToken::new(),
-            stop,
-            tracker,
-        })
-    }
-
-    /// Registers what is read of the parts at each scrape.
-    fn register_readings(&self, registry: &mut Registry, bounds: &Bounds) {
-        metrics::register_network(registry, bounds, &self.network);
-        let cluster = self.cluster.clone();
-        cluster::register_cluster(registry, bounds, self.network.clone(), move || cluster.get().ok());
-        register_disks(registry, self.disk.clone());
-        raft::bound_queues(bounds, &self.groups);
-        raft::register_groups(registry, self.groups.clone());
-        let replicas = self.replicas.clone();
-        bounds.queue_items("database_writes", limits::PENDING_WRITES_MAX, move || {
-            replicas.all().iter().map(sql::Database::pending_writes).max().unwrap_or(0)
-        });
-        let replicas = self.replicas.clone();
-        sql::register_files(registry, move || replicas.all().iter().map(sql::Database::files).collect());
-        kv::register_storage(registry, bounds, &self.kv);
-        pubsub::bound_pubsub(bounds, &self.pubsub_metrics, &self.pubsub);
-    }
-
     fn discover(&self, settings: &Settings, metrics: &RpcMetrics, on_found: OnFound) -> Discovery {
         let config = DiscoveryConfig {
             interval: settings.discovery_interval,
@@ -493,7 +398,7 @@ impl Core {
             members.get().is_ok_and(|cluster| cluster.map().node_of_peer(&peer.to_string()).is_some())
         });
         let peer_routes = Routes::new(RaftService::new(self.groups.clone(), self.tracker.clone()))
-            .add_service(ReplicaService::server(self.kv.clone(), is_member))
+            .add_service(ReplicaService::server(self.kv.clone(), is_member, self.tracer.clone()))
             .add_service(RoutingService::server(self.pubsub.clone()));
         let (stop_clients, stop_peers) = (self.stop_clients.clone(), CancellationToken::new());
         let storage = Storage::new(self.kv.clone(), self.disk.clone());
@@ -506,6 +411,7 @@ impl Core {
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))
             .add_service(rpc::membership_service(service.clone(), metrics))
             .add_service(discovery.service().into_server());
+        let client_routes = if self.tracer.is_on() { trace::route(client_routes) } else { client_routes };
         Servers {
             registers,
             clients: tokio::spawn(serve(client_routes, incoming, stop_clients.clone())),
@@ -553,6 +459,7 @@ impl Core {
         tracker.spawn(standing.run(stop.clone()));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));
         tracker.spawn(self.replicas.clone().run(self.cluster.clone(), stop.clone()));
+        tracker.spawn(self.prober.clone().run(stop.clone()));
         tracker.spawn(end_leases(self.replicas.clone(), stop.clone()));
         let disks = [settings.database_folder, settings.storage_folder];
         tracker.spawn(self.disk.clone().watch(disks, self.blocking.clone(), stop.clone()));
@@ -561,6 +468,19 @@ impl Core {
         tracker.spawn(self.clone().follow_map(identity));
         entered
     }
+}
+
+/// Records where somebody takes what is recorded.
+fn tracer(
+    settings: &Settings,
+    network: &dyn Network,
+    registry: &mut Registry,
+    tracker: &TaskTracker,
+) -> Result<Tracer, TraceError> {
+    let metrics = TraceMetrics::register(registry);
+    let Some(options) = &settings.tracing else { return Ok(Tracer::off()) };
+    let identity = trace::Identity { peer: network.local_peer().to_string(), zone: settings.zone.clone() };
+    Tracer::start(options, &identity, metrics, tracker)
 }
 
 async fn within<T>(limit: Duration, what: &'static str, work: impl Future<Output = T>) {

@@ -30,6 +30,7 @@ mod space;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +49,7 @@ use tonic::Status;
 use v1::session_event::Event;
 
 use crate::slot::Slot;
+use crate::trace::Tracer;
 use router::Router;
 use session::Session;
 
@@ -97,6 +99,8 @@ pub struct PubSubParts {
     pub tracker: TaskTracker,
     /// What it counts.
     pub metrics: PubSubMetrics,
+    /// Records what becomes of messages that their publishers trace.
+    pub tracer: Tracer,
     /// How much it remembers.
     pub options: PubSubOptions,
     /// When sessions of clients end.
@@ -150,12 +154,23 @@ pub struct Client {
 impl PubSub {
     /// Starts the engine.
     pub fn start(parts: PubSubParts) -> Self {
-        let PubSubParts { node, cluster_id, channels, tracker, metrics, options, stop_sessions, stop } =
-            parts;
+        let PubSubParts {
+            node,
+            cluster_id,
+            channels,
+            tracker,
+            metrics,
+            tracer,
+            options,
+            stop_sessions,
+            stop,
+        } = parts;
         // 0 is for none.
         let incarnation = rand::random::<u64>().max(1);
+        let mut router = Router::new(node, incarnation, cluster_id, metrics.clone(), options);
+        router.tracer = tracer;
         let shared = Arc::new(Shared {
-            router: Mutex::new(Router::new(node, incarnation, cluster_id, metrics.clone(), options)),
+            router: Mutex::new(router),
             channels,
             tracker: tracker.clone(),
             metrics,

@@ -1,6 +1,7 @@
 //! The gRPC services of a node: they find the caller's identity, hand over to [`crate::service`]
 //! and turn a failure into a status. They decide nothing.
 
+mod activity;
 mod cluster;
 mod database;
 mod meter;

@@ -384,15 +384,21 @@ async fn refusals_tell_programs_and_people() {
 
 #[test]
 fn health_and_status_have_stable_names() {
-    let check =
-        v1::HealthCheck { name: "disk".into(), status: "failed".into(), message: "full".into(), took_us: 3 };
+    let check = v1::HealthCheck {
+        name: "disk".into(),
+        status: "failed".into(),
+        message: "full".into(),
+        took_us: 3,
+        next_step: "free some".into(),
+    };
     let health = v1::HealthResponse { status: "unhealthy".into(), checks: vec![check], checked_unix_ms: 5 };
     let health = HealthBody::from(health);
     assert_eq!(health.http_status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
         serde_json::to_value(&health).unwrap(),
         json!({"status": "unhealthy", "checked_unix_ms": 5,
-            "checks": [{"name": "disk", "status": "failed", "message": "full", "took_us": 3}]})
+            "checks": [{"name": "disk", "status": "failed", "message": "full", "took_us": 3,
+                "next_step": "free some"}]})
     );
     let group = v1::GroupStatus {
         name: "meta".into(),
@@ -407,6 +413,7 @@ fn health_and_status_have_stable_names() {
         serde_json::to_value(StatusBody::from(status.clone())).unwrap(),
         json!({"peer_id": "12D3", "node_id": 1, "cluster_id": "", "version": "", "zone": "", "uptime_seconds": 0,
             "epoch": 0, "connected_peers": 0, "database_bytes": 0, "listen_addresses": [], "warnings": [], "storage": null,
+            "disk_free_bytes": 0,
             "groups": [{"group": 0, "name": "meta", "role": "leader", "leader": 1, "term": 0,
                 "last_log_index": 0, "applied_index": 0, "voters": [1], "learners": []}]})
     );

@@ -22,6 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::error::{Error, ErrorKind};
+use crate::otel;
 use crate::shared::Shared;
 
 /// A connected node that has not answered for so long gets company, where that is allowed. Longer
@@ -219,6 +220,15 @@ impl Shared {
         request: &Q,
         send: S,
     ) -> Result<Answer<R>, Failed>
+    where
+        Q: HasHeader + Clone + Send + Sync,
+        S: Fn(PeerId, Q) -> F + Sync,
+        F: Future<Output = Result<R, Status>> + Send,
+    {
+        otel::call(Q::OPERATION, self.namespace().as_str(), self.carry_out(plan, request, send)).await
+    }
+
+    async fn carry_out<Q, R, S, F>(&self, plan: &Plan, request: &Q, send: S) -> Result<Answer<R>, Failed>
     where
         Q: HasHeader + Clone + Send + Sync,
         S: Fn(PeerId, Q) -> F + Sync,

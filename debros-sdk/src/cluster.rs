@@ -52,6 +52,15 @@ pub struct Member {
     pub version: String,
 }
 
+/// What a node logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel {
+    /// In force now.
+    pub level: String,
+    /// In force before it was changed.
+    pub before: String,
+}
+
 /// The state of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -140,6 +149,24 @@ impl Cluster {
         let plan = shared.plan_connected_node()?;
         let answer = shared.call(&plan, &v1::InitialiseRequest::default(), rpc::initialise).await;
         Ok(answer.map_err(Failed::into_write_error)?.value.cluster_id)
+    }
+}
+
+impl Cluster {
+    /// Shows what the connected node logs, or with a level, or a list such as `info,debros_node=debug`, changes it
+    /// until that node is started again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no level; nothing was changed then.
+    pub async fn log_level(&self, level: Option<&str>) -> Result<LogLevel, Error> {
+        let shared = self.client.shared();
+        if level.is_some_and(str::is_empty) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "an empty text is no level"));
+        }
+        let request = v1::LogLevelRequest { header: None, level: level.unwrap_or_default().to_owned() };
+        let answer = shared.call(&shared.plan_about_connected_node()?, &request, rpc::log_level).await;
+        let v1::LogLevelResponse { level, before } = answer.map_err(Failed::into_read_error)?.value;
+        Ok(LogLevel { level, before })
     }
 }
 

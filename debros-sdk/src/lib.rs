@@ -94,6 +94,12 @@ pub mod memory;
 mod metrics;
 mod network_info;
 mod nodes;
+#[cfg(feature = "otel")]
+mod otel;
+#[cfg(not(feature = "otel"))]
+#[path = "untraced.rs"]
+mod otel;
+mod overview;
 mod pubsub;
 mod refresh;
 mod registers;
@@ -112,13 +118,14 @@ pub use builder::{
     ATTEMPTS_DEFAULT, CONNECT_TIMEOUT_DEFAULT, ClientBuilder, OPERATION_TIMEOUT_MAX, RETRY_DELAY_DEFAULT,
 };
 pub use client::{Client, ConnectedNode, CreateOptions, DatabaseInfo};
-pub use cluster::{Cluster, LEAVE_TIMEOUT_MIN, Member, MemberState, Members};
+pub use cluster::{Cluster, LEAVE_TIMEOUT_MIN, LogLevel, Member, MemberState, Members};
 pub use database::{Consistency, Database, ReadOptions, RemoteDatabase};
 pub use error::{Error, ErrorKind};
 pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,
 };
+pub use overview::{EngineActivity, NodeAnswer, NodeOverview, Overview};
 pub use pubsub::batch::{MessageBatch, Outgoing};
 pub use pubsub::encrypted::EncryptedPubSub;
 pub use pubsub::extension::PubSubExt;

@@ -242,6 +242,8 @@ impl NetworkInfo for MemoryNetwork {
             listen_addresses: Vec::new(),
             groups: Vec::new(),
             storage: None,
+            activity: Vec::new(),
+            disk_free: 0,
             warnings: vec!["in memory: nothing is kept or replicated".to_owned()],
         })
     }
@@ -261,7 +263,8 @@ impl NetworkInfo for MemoryNetwork {
 
     async fn health(&self) -> Result<HealthStatus, Error> {
         let message = "in memory".to_owned();
-        let check = HealthCheck { status: Health::Healthy, message, took: Duration::ZERO };
+        let check =
+            HealthCheck { status: Health::Healthy, message, took: Duration::ZERO, next_step: String::new() };
         Ok(HealthStatus {
             status: Health::Healthy,
             checks: BTreeMap::from([("database".to_owned(), check)]),

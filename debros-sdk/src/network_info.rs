@@ -13,6 +13,7 @@ use crate::call::{Failed, Plan, Target};
 use crate::client::Client;
 use crate::database::{Database, ReadOptions};
 use crate::error::Error;
+use crate::overview::EngineActivity;
 use crate::refresh;
 use crate::rpc;
 use crate::statement::Parameters;
@@ -21,6 +22,11 @@ use crate::statement::Parameters;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nodes asked by one health call; of more, those that were asked stand for all.
 const PROBED_NODES_MAX: usize = 32;
+
+/// What to do about a database that does not answer this client.
+const DATABASE_NEXT_STEP: &str = "see the nodes' checks `leaders`, `quorum` and `probe database`";
+/// What to do about a node that does not answer this client.
+const NODE_NEXT_STEP: &str = "see that the node runs and that this machine reaches it; members that are away are named by `debros cluster members`";
 
 /// What a client can learn about the network and do to its links.
 #[async_trait]
@@ -96,6 +102,10 @@ pub struct NetworkStatus {
     pub warnings: Vec<String>,
     /// The key-value storage on the node; `None` before it has joined.
     pub storage: Option<StorageInfo>,
+    /// What its engines have done since it started.
+    pub activity: Vec<EngineActivity>,
+    /// Bytes free on the fullest of its disks.
+    pub disk_free: u64,
 }
 
 /// The key-value storage on a node, and how far a change of its layout is.
@@ -166,7 +176,7 @@ impl Health {
     }
 
     /// Reads a node's word for itself or for one of its checks; an unknown one is no good sign.
-    fn from_wire(word: &str) -> Self {
+    pub(crate) fn from_wire(word: &str) -> Self {
         match word {
             "healthy" | "ok" => Self::Healthy,
             "degraded" | "warning" => Self::Degraded,
@@ -190,6 +200,17 @@ pub struct HealthCheck {
     pub message: String,
     /// How long the probe took.
     pub took: Duration,
+    /// What to do about it, for people; empty when there is nothing to do.
+    pub next_step: String,
+}
+
+impl HealthCheck {
+    /// One of a node's checks, with its name.
+    pub(crate) fn named(check: v1::HealthCheck) -> (String, Self) {
+        let v1::HealthCheck { name, status, message, took_us, next_step } = check;
+        let (status, took) = (Health::from_wire(&status), Duration::from_micros(u64::from(took_us)));
+        (name, Self { status, message, took, next_step })
+    }
 }
 
 /// The result of all probes.
@@ -233,6 +254,10 @@ impl RemoteNetwork {
         Self { client }
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     async fn probe_database(&self) -> HealthCheck {
         let started = tokio::time::Instant::now();
         let options = ReadOptions {
@@ -252,11 +277,11 @@ impl RemoteNetwork {
                 .map(|_| "a linearizable read was answered"),
             Err(error) => Err(error),
         };
-        let (status, message) = match answer {
-            Ok(message) => (Health::Healthy, message.to_owned()),
-            Err(error) => (Health::Unhealthy, error.to_string()),
+        let (status, message, next_step) = match answer {
+            Ok(message) => (Health::Healthy, message.to_owned(), ""),
+            Err(error) => (Health::Unhealthy, error.to_string(), DATABASE_NEXT_STEP),
         };
-        HealthCheck { status, message, took: started.elapsed() }
+        HealthCheck { status, message, took: started.elapsed(), next_step: next_step.to_owned() }
     }
 
     async fn probe_nodes(&self) -> BTreeMap<String, HealthCheck> {
@@ -273,7 +298,9 @@ impl RemoteNetwork {
                 Ok(answer) => node_checks(&name, answer.value, started.elapsed()),
                 Err(failed) => {
                     let message = failed.into_read_error().to_string();
-                    vec![(name, HealthCheck { status: Health::Unhealthy, message, took: started.elapsed() })]
+                    let next_step = NODE_NEXT_STEP.to_owned();
+                    let took = started.elapsed();
+                    vec![(name, HealthCheck { status: Health::Unhealthy, message, took, next_step })]
                 }
             }
         });
@@ -283,16 +310,11 @@ impl RemoteNetwork {
 
 fn node_checks(node: &str, answer: v1::HealthResponse, took: Duration) -> Vec<(String, HealthCheck)> {
     let status = Health::from_wire(&answer.status);
-    let own = HealthCheck { status, message: format!("the node says {}", answer.status), took };
+    let message = format!("the node says {}", answer.status);
+    let own = HealthCheck { status, message, took, next_step: String::new() };
     let mut checks = vec![(node.to_owned(), own)];
-    for check in answer.checks {
-        let converted = HealthCheck {
-            status: Health::from_wire(&check.status),
-            message: check.message,
-            took: Duration::from_micros(u64::from(check.took_us)),
-        };
-        checks.push((format!("{node}: {}", check.name), converted));
-    }
+    let named = answer.checks.into_iter().map(HealthCheck::named);
+    checks.extend(named.map(|(name, check)| (format!("{node}: {name}"), check)));
     checks
 }
 
@@ -382,6 +404,8 @@ impl From<v1::StatusResponse> for NetworkStatus {
             listen_addresses,
             warnings,
             storage,
+            activity,
+            disk_free_bytes,
         } = status;
         Self {
             node_id: peer_id,
@@ -398,6 +422,8 @@ impl From<v1::StatusResponse> for NetworkStatus {
             groups: groups.into_iter().map(GroupInfo::from).collect(),
             warnings,
             storage: storage.map(StorageInfo::from),
+            activity: activity.into_iter().map(EngineActivity::from).collect(),
+            disk_free: disk_free_bytes,
         }
     }
 }
@@ -454,7 +480,12 @@ mod tests {
     use super::{Health, HealthCheck, HealthStatus};
 
     fn check(status: Health) -> HealthCheck {
-        HealthCheck { status, message: String::new(), took: Duration::from_millis(3) }
+        HealthCheck {
+            status,
+            message: String::new(),
+            took: Duration::from_millis(3),
+            next_step: String::new(),
+        }
     }
 
     fn verdict(database: Health, nodes: &[Health]) -> Health {

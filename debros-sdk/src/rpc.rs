@@ -13,6 +13,8 @@ use futures::stream::Stream;
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
+use crate::otel;
+
 fn database(channel: Channel) -> DatabaseClient<Channel> {
     DatabaseClient::new(channel)
         .max_encoding_message_size(limits::REQUEST_BYTES_MAX)
@@ -66,7 +68,7 @@ pub(crate) async fn watch(
     channel: Channel,
     request: v1::WatchStorageRequest,
 ) -> Result<Response<Streaming<v1::StorageEvents>>, Status> {
-    storage(channel).watch(request).await
+    storage(channel).watch(otel::carrying(request)).await
 }
 
 macro_rules! calls {
@@ -75,7 +77,7 @@ macro_rules! calls {
             channel: Channel,
             request: v1::$request,
         ) -> Result<Response<v1::$response>, Status> {
-            $service(channel).$method(request).await
+            $service(channel).$method(otel::carrying(request)).await
         }
     )*};
 }
@@ -84,28 +86,28 @@ pub(crate) async fn register_write(
     channel: Channel,
     request: v1::RegisterWriteRequest,
 ) -> Result<Response<v1::RegisterWriteResponse>, Status> {
-    registers(channel).write(request).await
+    registers(channel).write(otel::carrying(request)).await
 }
 
 pub(crate) async fn register_get(
     channel: Channel,
     request: v1::RegisterGetRequest,
 ) -> Result<Response<v1::RegisterGetResponse>, Status> {
-    registers(channel).get(request).await
+    registers(channel).get(otel::carrying(request)).await
 }
 
 pub(crate) async fn register_list(
     channel: Channel,
     request: v1::RegisterListRequest,
 ) -> Result<Response<v1::RegisterListResponse>, Status> {
-    registers(channel).list(request).await
+    registers(channel).list(otel::carrying(request)).await
 }
 
 pub(crate) async fn lease_list(
     channel: Channel,
     request: v1::LeaseListRequest,
 ) -> Result<Response<v1::LeaseListResponse>, Status> {
-    registers(channel).list_leases(request).await
+    registers(channel).list_leases(otel::carrying(request)).await
 }
 
 /// A watch counts as opened when its first message has come.
@@ -113,7 +115,7 @@ pub(crate) async fn register_watch(
     channel: Channel,
     request: v1::RegisterWatchRequest,
 ) -> Result<Response<(Streaming<v1::RegisterWatchResponse>, v1::RegisterWatchResponse)>, Status> {
-    let mut stream = registers(channel).watch(request).await?.into_inner();
+    let mut stream = registers(channel).watch(otel::carrying(request)).await?.into_inner();
     match stream.message().await? {
         Some(first) => Ok(Response::new((stream, first))),
         None => Err(Failure::new(ErrorCode::Unavailable, "the watch ended before it began").into()),
@@ -135,6 +137,7 @@ calls! {
     cluster: disconnect_peer(DisconnectPeerRequest) -> DisconnectPeerResponse;
     cluster: leave(LeaveRequest) -> LeaveResponse;
     cluster: initialise(InitialiseRequest) -> InitialiseResponse;
+    cluster: log_level(LogLevelRequest) -> LogLevelResponse;
     pubsub: topics(TopicsRequest) -> TopicsResponse;
     pubsub: present(PresentRequest) -> PresentResponse;
     storage: layout(LayoutRequest) -> LayoutResponse;

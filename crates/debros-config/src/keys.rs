@@ -21,6 +21,8 @@ const TOMBSTONE_LIFE_MIN: Interval = Interval::from_seconds(60);
 const REPAIR_INTERVAL_MIN: Interval = Interval::from_milliseconds(100);
 /// Oftener than this, asking for peers is itself a load.
 const DISCOVERY_INTERVAL_MIN: Interval = Interval::from_milliseconds(100);
+/// Below this nearly every request is slow, and nothing is sampled any more.
+const SLOW_THRESHOLD_MIN: Interval = Interval::from_milliseconds(1);
 /// A backup copies a whole database.
 const BACKUP_INTERVAL_MIN: Interval = Interval::from_seconds(10);
 /// One file descriptor each; the usual ceiling of a process.
@@ -241,8 +243,31 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("admin.address", Kind::IpAddress, "127.0.0.1", "The address of health checks and metrics."),
     key("admin.port", PORT, "9001", "The port of health checks and metrics; 0 is any free port."),
-    key("tracing.otlp_endpoint", Kind::Url, "", "The OTLP/HTTP collector that traces are sent to.")
-        .not_yet("traces are not exported yet"),
+    key(
+        "admin.probe_interval",
+        Kind::Duration { min: Interval::from_milliseconds(0) },
+        "5s",
+        "How often this node writes, reads and publishes through another one, as users do; 0s is never.",
+    ),
+    key(
+        "tracing.otlp_endpoint",
+        Kind::Url,
+        "",
+        "The OTLP/HTTP collector that traces are sent to, with or without the path; without it, the variables \
+         OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_ENDPOINT count, and without those nothing is traced.",
+    ),
+    key(
+        "tracing.sampling_ratio",
+        Kind::Ratio,
+        "0.01",
+        "Of the requests whose caller does not trace, the part that is sampled; for all others the caller has decided.",
+    ),
+    key(
+        "tracing.slow_threshold",
+        Kind::Duration { min: SLOW_THRESHOLD_MIN },
+        "500ms",
+        "A request that takes longer is kept whether it was sampled or not, as one that failed is.",
+    ),
     key(
         "cluster.id",
         Kind::ClusterId,

@@ -7,7 +7,7 @@ use std::{net::IpAddr, str::FromStr};
 
 use serde_json::Value;
 
-use crate::{ByteSize, Interval, ListenAddress, PeerAddress};
+use crate::{ByteSize, Interval, ListenAddress, PeerAddress, Ratio};
 
 /// A DNS label's length: names end up in DNS names, log fields and metric labels.
 const NAME_BYTES_MAX: usize = 63;
@@ -47,6 +47,8 @@ pub enum Kind {
         /// The largest.
         max: ByteSize,
     },
+    /// A number from 0 to 1, such as `0.01`.
+    Ratio,
     /// An IPv4 or IPv6 address.
     IpAddress,
     /// A list of multiaddrs to listen on.
@@ -85,6 +87,7 @@ impl Kind {
             Kind::Path => "a path in UTF-8".to_owned(),
             Kind::Duration { min } => format!("a duration of at least {min}, such as 500ms, 10s or 24h"),
             Kind::Size { min, max } => format!("a size from {min} to {max}, such as 64MiB"),
+            Kind::Ratio => "a number from 0 to 1 with at most six decimals, such as 0.01".to_owned(),
             Kind::IpAddress => "an IP address, such as 127.0.0.1 or ::1".to_owned(),
             Kind::ListenAddresses => "an address to listen on, such as /ip4/0.0.0.0/tcp/4001".to_owned(),
             Kind::PeerAddresses => "the address of a peer, such as /dns4/host/tcp/4001".to_owned(),
@@ -101,6 +104,15 @@ impl Kind {
             Kind::ClusterId => "a cluster id of 32 hexadecimal digits".to_owned(),
             Kind::Ignored => "anything".to_owned(),
         }
+    }
+
+    /// The filter of the log that a text stands for, in its normal form, for programs that change it while they run.
+    ///
+    /// # Errors
+    /// What was expected, in words.
+    pub fn log_filter(text: &str) -> Result<String, String> {
+        let filter = Kind::LogFilter.parse(text)?;
+        Ok(filter.as_str().unwrap_or_default().to_owned())
     }
 
     /// The value that a text stands for, in its normal form, or why it stands for none. For a list, one item.
@@ -131,6 +143,8 @@ impl Kind {
             Kind::Path => when(!text.is_empty() && !text.contains(['\0', char::REPLACEMENT_CHARACTER])),
             Kind::Duration { min } => typed(text, |interval: &Interval| *interval >= min),
             Kind::Size { min, max } => typed(text, |size: &ByteSize| (min..=max).contains(size)),
+            // The type's reason only repeats what is expected.
+            Kind::Ratio => typed(text, |_: &Ratio| true).map_err(|_| None),
             Kind::IpAddress => {
                 // The standard library's reason only repeats what is expected.
                 text.parse::<IpAddr>().map(|address| Value::from(address.to_string())).map_err(|_| None)

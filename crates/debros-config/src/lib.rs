@@ -34,6 +34,7 @@ mod keys;
 mod kind;
 mod load;
 mod nearest;
+mod ratio;
 mod schema;
 
 pub use address::{InvalidAddress, ListenAddress, PeerAddress, Transport};
@@ -43,6 +44,7 @@ pub use interval::{Interval, InvalidInterval};
 pub use keys::{Effect, KEYS, KeyDoc};
 pub use kind::Kind;
 pub use load::{CONFIG_BYTES_MAX, Loaded};
+pub use ratio::{InvalidRatio, Ratio};
 pub use schema::{
     Admin, Cluster, Config, Database, Discovery, LogFormat, Logging, Node, NodeType, Security, Storage,
     Tracing,

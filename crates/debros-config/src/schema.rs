@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{ByteSize, Interval, ListenAddress, PeerAddress, Transport};
+use crate::{ByteSize, Interval, ListenAddress, PeerAddress, Ratio, Transport};
 
 /// The port of the peer-to-peer listener, as in every example.
 const LISTEN_PORT: u16 = 4001;
@@ -247,20 +247,40 @@ pub struct Admin {
     pub address: IpAddr,
     /// Its port. 0 is any free port.
     pub port: u16,
+    /// How often the node probes what users get. 0 is never.
+    pub probe_interval: Interval,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 9001 }
+        Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 9001,
+            probe_interval: Interval::from_seconds(5),
+        }
     }
 }
 
 /// The section `tracing`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tracing {
     /// The OTLP/HTTP collector that traces are sent to; `None` is nowhere.
     pub otlp_endpoint: Option<String>,
+    /// Of the requests whose caller does not trace, the part that is sampled.
+    pub sampling_ratio: Ratio,
+    /// A request that takes longer is kept, sampled or not.
+    pub slow_threshold: Interval,
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Self {
+            otlp_endpoint: None,
+            sampling_ratio: Ratio::from_millionths(10_000),
+            slow_threshold: Interval::from_milliseconds(500),
+        }
+    }
 }
 
 /// The section `cluster`.

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod names;
 pub mod packed;
 pub mod registers;
+pub mod trace;
 
 /// The generated messages, clients and servers of package `debros.v1`.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
@@ -25,6 +26,7 @@ mod header;
 pub use error::{ErrorCode, Failure, LeaderHint, RetryHint};
 pub use header::HasHeader;
 pub use names::{ClusterId, DatabaseName, Epoch, GroupId, InvalidName, Namespace, NodeId};
+pub use trace::TraceContext;
 
 /// This build's version, as peers and `/status` see it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -259,5 +259,26 @@ pub const PEER_RECORD_BYTES_MAX: usize = 4096;
 /// Addresses kept of one peer.
 pub const PEER_ADDRESSES_MAX: usize = 32;
 
+/// The filter of a node's log: a level, and some targets with levels of their own.
+pub const LOG_LEVEL_BYTES_MAX: usize = 1024;
+
+/// Spans that a process remembers of one request until it ends; more are counted and lost.
+pub const TRACE_SPANS_PER_REQUEST_MAX: usize = 128;
+/// Requests' spans that wait for the collector: some seconds of a busy node at the default ratio.
+pub const TRACE_REPORTS_QUEUED_MAX: usize = 4096;
+/// Spans in one request to the collector, but for those of the last request that fits.
+pub const TRACE_SPANS_PER_EXPORT: usize = 512;
+
 /// Disk space kept free: below it a node reports `disk full` and leaders refuse writes.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+
+/// `/healthz` and `health()` answer from probes that are at most this old, and probe at once when they are older.
+pub const PROBE_AGE_MAX: Duration = Duration::from_secs(8);
+/// A probe that takes longer has failed: three times the slowest service level, and an election fits into it.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// What a node stores to probe the storage is gone so long after the node; longer than a clock may be wrong.
+pub const CANARY_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// A replica that lacks more entries than this is told to lag.
+pub const REPLICA_LAG_ENTRIES: u64 = 1000;
+/// Writes that wait for an absent replica are told from so many bytes on.
+pub const HINTS_BYTES_TOLD: u64 = 64 << 10;

@@ -136,6 +136,9 @@ impl DatabaseName {
     }
 }
 
+/// The namespace in which nodes probe the engines. Only they use it: it is refused to everybody else.
+pub const CANARY_NAMESPACE: &str = "debros-canary";
+
 macro_rules! number {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*

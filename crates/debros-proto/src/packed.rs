@@ -148,6 +148,20 @@ pub fn put_header(into: &mut BytesMut, name: &str, value: &[u8]) -> Result<(), T
     Ok(())
 }
 
+/// The first value of this name among the encoded headers of a message.
+pub fn header<'h>(mut headers: &'h [u8], wanted: &[u8]) -> Option<&'h [u8]> {
+    while let Some((lengths, rest)) = headers.split_at_checked(4) {
+        let length = |at: usize| usize::from(u16::from_le_bytes([lengths[at], lengths[at + 1]]));
+        let (name, rest) = rest.split_at_checked(length(0))?;
+        let (value, rest) = rest.split_at_checked(length(2))?;
+        if name == wanted {
+            return Some(value);
+        }
+        headers = rest;
+    }
+    None
+}
+
 /// The headers of a message, in order: name and value. Ends with an error when they are damaged.
 #[derive(Clone, Debug)]
 pub struct Headers(Bytes);
@@ -322,7 +336,7 @@ mod tests {
     use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
 
     use super::{Damaged, Headers, Message, MessageRef, Messages, Run, RunHead, Runs};
-    use super::{put_header, put_message, put_run};
+    use super::{header, put_header, put_message, put_run};
 
     fn messages() -> impl Strategy<Value = Vec<Message>> {
         let bytes = |max| prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from);
@@ -386,6 +400,10 @@ mod tests {
             put_header(&mut headers, "x", &[0; 16 << 10]).unwrap_err().limit,
             "MESSAGE_HEADERS_BYTES_MAX"
         );
+        assert_eq!(header(&headers, b"b"), Some(&b"1"[..]));
+        assert_eq!(header(&headers, b"a"), Some(&b""[..]));
+        assert_eq!(header(&headers, b"c"), None);
+        assert_eq!(header(&headers[..headers.len() - 1], b"a"), None);
         let found: Vec<_> = Headers::new(headers.freeze()).map(Result::unwrap).collect();
         assert_eq!(found, [(Bytes::from("b"), Bytes::from("1")), (Bytes::from("a"), Bytes::new())]);
     }

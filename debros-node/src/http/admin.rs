@@ -74,7 +74,7 @@ async fn ready(State(parts): State<AdminParts>) -> Response {
 }
 
 async fn healthy(State(parts): State<AdminParts>) -> Response {
-    let body = HealthBody::from(parts.health.probe().await);
+    let body = HealthBody::from(parts.health.report().await);
     (body.http_status(), Json(body)).into_response()
 }
 
@@ -116,6 +116,9 @@ pub struct CheckBody {
     pub message: String,
     /// How long it took, in microseconds.
     pub took_us: u32,
+    /// What to do about it; absent when there is nothing to do.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub next_step: String,
 }
 
 impl HealthBody {
@@ -132,8 +135,8 @@ impl From<v1::HealthResponse> for HealthBody {
     fn from(health: v1::HealthResponse) -> Self {
         let v1::HealthResponse { status, checks, checked_unix_ms } = health;
         let check = |check| {
-            let v1::HealthCheck { name, status, message, took_us } = check;
-            CheckBody { name, status, message, took_us }
+            let v1::HealthCheck { name, status, message, took_us, next_step } = check;
+            CheckBody { name, status, message, took_us, next_step }
         };
         Self { status, checks: checks.into_iter().map(check).collect(), checked_unix_ms }
     }
@@ -168,6 +171,8 @@ pub struct StatusBody {
     pub warnings: Vec<String>,
     /// The key-value storage here; absent before the node has joined.
     pub storage: Option<StorageBody>,
+    /// Bytes free on the fullest of the node's disks.
+    pub disk_free_bytes: u64,
 }
 
 /// The key-value storage on a node.
@@ -259,6 +264,9 @@ impl From<v1::StatusResponse> for StatusBody {
             listen_addresses,
             warnings,
             storage,
+            // `/metrics` has it, with more.
+            activity: _,
+            disk_free_bytes,
         } = status;
         Self {
             peer_id,
@@ -274,6 +282,7 @@ impl From<v1::StatusResponse> for StatusBody {
             listen_addresses,
             warnings,
             storage: storage.map(StorageBody::from),
+            disk_free_bytes,
         }
     }
 }

@@ -14,7 +14,10 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::metrics::durations;
+use crate::trace::{KeyValue, Root, SpanKind, Tracer, from_headers, under};
 
+/// The listener whose requests are traced.
+const API: &str = "http";
 /// The route of a request that no route matches.
 const UNMATCHED: &str = "unmatched";
 
@@ -44,6 +47,7 @@ pub struct HttpMetrics {
     duration: Family<RouteLabels, Histogram, fn() -> Histogram>,
     under_way: Family<ListenerLabels, Gauge>,
     connections: Family<ListenerLabels, Gauge>,
+    tracer: Tracer,
 }
 
 /// What listens, as labels say it.
@@ -59,6 +63,7 @@ impl HttpMetrics {
             duration: Family::new_with_constructor(durations),
             under_way: Family::default(),
             connections: Family::default(),
+            tracer: Tracer::off(),
         };
         registry.register("debros_http_requests", "HTTP requests answered", metrics.requests.clone());
         registry.register(
@@ -83,6 +88,11 @@ impl HttpMetrics {
             drop(self.under_way.get_or_create(&ListenerLabels { listener }));
             drop(self.connections.get_or_create(&ListenerLabels { listener }));
         }
+    }
+
+    /// The same, and every request of the API is the local root of a trace.
+    pub fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Counts a connection until the guard is dropped.
@@ -113,13 +123,31 @@ pub(super) async fn measure(State(meter): State<Meter>, request: Request, next: 
     let span = tracing::debug_span!("http", listener, method, route, namespace);
     let started = Instant::now();
     let under_way = Counted::start(&metrics.under_way, listener);
-    let response = next.run(request).instrument(span).await;
+    let parent = from_headers(request.headers());
+    let (verb, path) = (request.method().to_string(), route.clone());
+    let root = Root { name: "HTTP", kind: SpanKind::Server, attributes: move || attributes(verb, path) };
+    let work = next.run(request).instrument(span);
+    let response = match listener {
+        API => under(parent, metrics.tracer.request(root, work, failed)).await,
+        // Probes and scrapes.
+        _ => work.await,
+    };
     drop(under_way);
     let status = class(response.status());
     let took = started.elapsed().as_secs_f64();
     metrics.requests.get_or_create(&OutcomeLabels { listener, route: route.clone(), status }).inc();
     metrics.duration.get_or_create(&RouteLabels { listener, route }).observe(took);
     response
+}
+
+/// What a request's span tells, by the semantic conventions.
+fn attributes(method: String, route: String) -> Vec<KeyValue> {
+    vec![KeyValue::new("http.request.method", method), KeyValue::new("http.route", route)]
+}
+
+/// The class of status that makes a request a failed one.
+fn failed(response: &Response) -> Option<&'static str> {
+    response.status().is_server_error().then_some("5xx")
 }
 
 /// Counts down also when the request is given up.

@@ -215,7 +215,7 @@ async fn show_ready(State(api): State<Api>, request: Request) -> Result<Response
     }
     let mut text = "[+]node ok\n[+]leader ok\n[+]store ok".to_owned();
     if arguments.sync {
-        let health = api.health.probe().await;
+        let health = api.health.report().await;
         if let Some(failed) = health.checks.iter().find(|check| check.status == "failed") {
             text.push_str(&format!("\n[-]sync {}: {}", failed.name, failed.message));
             return Ok((StatusCode::SERVICE_UNAVAILABLE, text).into_response());

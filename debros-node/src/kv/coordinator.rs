@@ -29,6 +29,7 @@ use super::metrics::KvMetrics;
 use super::record::{Entry, Record, Version};
 use super::replica::Replica;
 use crate::planted::{Bug, is_planted};
+use crate::trace::{self, SpanKind};
 
 /// How many replicas of each placement must have answered.
 pub use v1::Quorum;
@@ -231,6 +232,7 @@ impl Coordinator {
     async fn write_at(&self, view: &View, node: NodeId, entry: Entry) -> Result<Outcome, NoAnswer> {
         if node == self.inner.node {
             let relaxed = self.inner.is_relaxed(&entry.namespace);
+            let _part = trace::child("own replica", SpanKind::Internal);
             return local(self.inner.replica.write(view.version(), relaxed, entry).await);
         }
         let peer = view.peer(node).ok_or(NoAnswer::NotAsked)?;

@@ -13,6 +13,8 @@ use v1::replica_call::Operation;
 use v1::replica_client::ReplicaClient;
 use v1::replica_reply::Outcome;
 
+use crate::trace::{self, KeyValue, SpanKind};
+
 type PeerCalls = Calls<v1::ReplicaCalls, v1::ReplicaReplies>;
 
 /// A replica that has not answered for so long counts as absent for this request. Longer than a slow flush,
@@ -89,7 +91,10 @@ impl Links {
             return Err(NoAnswer::NotAsked);
         }
         let calls = self.calls(peer);
-        let call = v1::ReplicaCall { id: 0, layout, operation: Some(operation) };
+        let mut part = trace::child("ask replica", SpanKind::Client);
+        part.tell(|| vec![KeyValue::new("network.peer.address", peer.to_string())]);
+        let trace = part.sampled().map(|context| context.to_wire());
+        let call = v1::ReplicaCall { id: 0, layout, operation: Some(operation), trace };
         let reply = match tokio::time::timeout(REPLICA_TIMEOUT, calls.ask(call)).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(CallError::NotSent(_))) => return Err(NoAnswer::NotAsked),

@@ -84,7 +84,7 @@ impl Replica {
         let mut writes = Vec::new();
         let mut reads = Vec::new();
         let mut work: Vec<BoxFuture<'static, Vec<v1::ReplicaReply>>> = Vec::new();
-        for v1::ReplicaCall { id, layout, operation } in calls {
+        for v1::ReplicaCall { id, layout, operation, trace: _ } in calls {
             match operation {
                 Some(Operation::Write(write)) => writes.push((id, layout, write)),
                 Some(Operation::Read(read)) => reads.push((id, layout, read)),

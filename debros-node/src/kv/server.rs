@@ -13,7 +13,9 @@ use tonic::{Request, Response, Status, Streaming};
 use v1::replica_server::ReplicaServer;
 
 use super::KvSlot;
+use super::traces::Asked;
 use super::watch;
+use crate::trace::Tracer;
 
 /// Whether a peer is a node of this cluster.
 pub type IsMember = Arc<dyn Fn(PeerId) -> bool + Send + Sync>;
@@ -22,12 +24,13 @@ pub type IsMember = Arc<dyn Fn(PeerId) -> bool + Send + Sync>;
 pub struct ReplicaService {
     kv: KvSlot,
     is_member: IsMember,
+    tracer: Tracer,
 }
 
 impl ReplicaService {
     /// To be mounted on the lanes `kv` and `bulk`.
-    pub fn server(kv: KvSlot, is_member: IsMember) -> ReplicaServer<Self> {
-        ReplicaServer::new(Self { kv, is_member })
+    pub fn server(kv: KvSlot, is_member: IsMember, tracer: Tracer) -> ReplicaServer<Self> {
+        ReplicaServer::new(Self { kv, is_member, tracer })
             .max_decoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
             .max_encoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
     }
@@ -55,10 +58,17 @@ impl v1::replica_server::Replica for ReplicaService {
     ) -> Result<Response<Self::OperateStream>, Status> {
         self.check(&request)?;
         let replica = self.kv.get()?.coordinator.inner.replica.clone();
+        let tracer = self.tracer.clone();
         let answers = Answers::new(
             request.into_inner(),
             move |calls, under_way: &FuturesUnordered<BoxFuture<'static, Vec<v1::ReplicaReply>>>| {
-                replica.answer(calls).into_iter().for_each(|work| under_way.push(work));
+                let asked = Asked::of(&tracer, &calls);
+                for work in replica.answer(calls) {
+                    under_way.push(match &asked {
+                        Some(asked) => asked.follow(work),
+                        None => work,
+                    });
+                }
             },
         );
         Ok(Response::new(Box::pin(answers)))

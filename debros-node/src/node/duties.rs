@@ -99,6 +99,7 @@ impl Core {
             channels: self.channels.clone(),
             tracker: self.tracker.clone(),
             metrics: self.pubsub_metrics.clone(),
+            tracer: self.tracer.clone(),
             options,
             stop_sessions: self.stop_clients.clone(),
             stop: self.stop.clone(),

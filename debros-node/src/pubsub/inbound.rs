@@ -21,6 +21,7 @@ use super::publish::tell_here;
 use super::queue::Queue;
 use super::router::Router;
 use super::space::{Chosen, Remote};
+use super::traces::Routing;
 use crate::planted::{Bug, is_planted};
 
 /// Why a stream of another node is not read on.
@@ -159,6 +160,7 @@ impl Router {
             }
             return Ok(());
         };
+        let routing = Routing::begin(&self.tracer);
         let plan = space.plan(messages).map_err(|_| Broken::Damaged)?;
         if plan.count != head.count {
             return Err(Broken::Damaged);
@@ -169,7 +171,8 @@ impl Router {
                 *coverage = Coverage::new();
             }
             let told = coverage.tell(head.base, head.first, last);
-            return tell_here(&told, &plan, head, messages, pressed).map_err(|_| Broken::Damaged);
+            let told = tell_here(&told, &plan, head, messages, pressed, routing.as_ref());
+            return told.map_err(|_| Broken::Damaged);
         }
         let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
         let mut group = groups.filter(|known| known.name.as_bytes() == &group[..]);
@@ -177,6 +180,9 @@ impl Router {
             Some(Chosen::Local(queue)) => {
                 if queue.push(head, messages) {
                     pressed.push(queue.clone());
+                }
+                if let Some(routing) = routing {
+                    routing.handed_over(messages, 1);
                 }
             }
             _ if !head.rerouted => self.bounce(node, run),

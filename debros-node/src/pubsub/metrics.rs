@@ -70,6 +70,11 @@ impl PubSubMetrics {
         metrics
     }
 
+    /// Messages taken in from this node's clients, and handed to them.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.published.get(), self.delivered.get())
+    }
+
     /// A batch that came then was acknowledged, or refused.
     pub(super) fn publish_answered(&self, since: Instant, error: Option<ErrorCode>) {
         if let Some(operations) = &self.operations {

@@ -13,6 +13,7 @@ use super::queue::Queue;
 use super::ring::{Batch, Nodes, Segment};
 use super::router::Router;
 use super::space::{Chosen, Piece, Plan, head_of};
+use super::traces::Routing;
 
 /// A batch of a session.
 pub(super) struct Incoming {
@@ -54,6 +55,7 @@ impl Router {
     pub(super) fn publish(&mut self, incoming: Incoming) -> Result<Taken, Failure> {
         let Incoming { namespace, publisher, base, batch } = incoming;
         let v1::Publish { mut first, mode, again, mut messages } = batch;
+        let routing = Routing::begin(&self.tracer);
         let mode = v1::PublishMode::try_from(mode)
             .map_err(|_| Failure::invalid(format!("{mode} is no mode of publishing")))?;
         let (node, incarnation, sequence) = (self.node.0, self.incarnation, self.ring.last() + 1);
@@ -81,7 +83,7 @@ impl Router {
         let head =
             RunHead { count, origin: node, incarnation, sequence, publisher, base, first, rerouted: false };
         let mut taken = Taken { last, sequence: space.last, ..Default::default() };
-        tell_here(&told, &plan, &head, &messages, &mut taken.pressed).map_err(damaged)?;
+        tell_here(&told, &plan, &head, &messages, &mut taken.pressed, routing.as_ref()).map_err(damaged)?;
         // What was sent before may have reached a member through another node.
         let away = (!again).then_some(&self.away);
         let segments = segments(&plan, &head, &messages, away, &mut taken.pressed).map_err(damaged)?;
@@ -91,6 +93,9 @@ impl Router {
         if mode == v1::PublishMode::Routed {
             let counts = |node: &NodeId| self.peers.get(node).is_some_and(|peer| !peer.is_lost());
             taken.goes.iter_mut().for_each(|goes| goes.nodes.retain(counts));
+        }
+        if let Some(routing) = routing {
+            routing.taken_in(&plan.pieces, &messages);
         }
         let nodes = destinations(&segments);
         let confirm = mode == v1::PublishMode::Received;
@@ -208,6 +213,7 @@ pub(super) fn tell_here(
     head: &RunHead,
     messages: &Bytes,
     pressed: &mut Vec<Arc<Queue>>,
+    routing: Option<&Routing>,
 ) -> Result<(), debros_proto::packed::Damaged> {
     for part in told.parts() {
         let range = (part.first - head.first) as u32..(part.last - head.first + 1) as u32;
@@ -219,7 +225,12 @@ pub(super) fn tell_here(
             &clipped
         };
         match part.verdict {
-            Verdict::New => deliver(pieces, head, messages, pressed),
+            Verdict::New => {
+                deliver(pieces, head, messages, pressed);
+                if let Some(routing) = routing {
+                    routing.delivered(pieces, messages);
+                }
+            }
             Verdict::Late => {
                 for piece in pieces {
                     piece.route.local.iter().for_each(|queue| queue.lag(Some(piece.count.into())));

@@ -22,6 +22,7 @@ use super::presence::Watch;
 use super::queue::Queue;
 use super::ring::Ring;
 use super::space::Space;
+use crate::trace::Tracer;
 
 /// See the module.
 pub(super) struct Router {
@@ -41,6 +42,7 @@ pub(super) struct Router {
     /// It was told who the members are.
     pub(super) has_members: bool,
     pub(super) metrics: PubSubMetrics,
+    pub(super) tracer: Tracer,
     /// The last sequence that left the ring.
     pub(super) forgotten: u64,
     /// Bytes in the queues of all subscriptions.
@@ -86,6 +88,7 @@ impl Router {
             stopping: false,
             has_members: false,
             metrics,
+            tracer: Tracer::off(),
             forgotten: 0,
             waiting: Arc::default(),
             queue_bytes: options.queue_bytes,

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use debros_proto::v1;
+use debros_proto::{TraceContext, v1};
 use openraft::EntryPayload;
 use openraft::vote::RaftLeaderId;
 
-use super::types::{Command, Entry, LogId, Membership, Replica, Vote};
+use super::types::{Entry, EntryTrace, LogId, Membership, Replica, Vote};
 
 /// A message that lacks a part it must have, or holds an impossible one.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub fn membership_from_wire(membership: v1::GroupMembership) -> Result<Membershi
 pub fn entry_to_wire(entry: &Entry) -> v1::Entry {
     let payload = match &entry.payload {
         EntryPayload::Blank => v1::entry::Payload::Blank(v1::Blank {}),
-        EntryPayload::Normal(command) => v1::entry::Payload::Normal(command.0.clone()),
+        EntryPayload::Normal(command) => v1::entry::Payload::Normal(command.bytes.clone()),
         EntryPayload::Membership(membership) => {
             v1::entry::Payload::Membership(membership_to_wire(membership))
         }
@@ -84,7 +84,7 @@ pub fn entry_from_wire(entry: v1::Entry) -> Result<Entry, Malformed> {
     let log_id = log_id_from_wire(&entry.log_id.ok_or(Malformed("entry without log id"))?);
     let payload = match entry.payload.ok_or(Malformed("entry without payload"))? {
         v1::entry::Payload::Blank(_) => EntryPayload::Blank,
-        v1::entry::Payload::Normal(bytes) => EntryPayload::Normal(Command(bytes)),
+        v1::entry::Payload::Normal(bytes) => EntryPayload::Normal(bytes.into()),
         v1::entry::Payload::Membership(membership) => {
             EntryPayload::Membership(membership_from_wire(membership)?)
         }
@@ -92,14 +92,39 @@ pub fn entry_from_wire(entry: v1::Entry) -> Result<Entry, Malformed> {
     Ok(Entry { log_id, payload })
 }
 
+/// Of entries that are sent, those that sampled requests proposed.
+pub fn traces_to_wire(entries: &[Entry]) -> Vec<v1::EntryTrace> {
+    let trace = |entry: &Entry| match &entry.payload {
+        EntryPayload::Normal(command) => {
+            let context = command.trace.as_ref()?.parent.to_wire();
+            Some(v1::EntryTrace { index: entry.log_id.index, context: Some(context) })
+        }
+        _ => None,
+    };
+    entries.iter().filter_map(trace).collect()
+}
+
+/// Says of received entries which sampled requests proposed them.
+pub fn set_traces(entries: &mut [Entry], traces: &[v1::EntryTrace]) {
+    for v1::EntryTrace { index, context } in traces {
+        let entry = entries.iter_mut().find(|entry| entry.log_id.index == *index);
+        if let (Some(entry), Some(parent)) = (entry, context.and_then(TraceContext::from_wire))
+            && let EntryPayload::Normal(command) = &mut entry.payload
+        {
+            command.trace = Some(Box::new(EntryTrace { parent, replicated: true }));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use bytes::Bytes;
     use openraft::EntryPayload;
 
     use super::{
-        Command, Entry, LogId, Membership, Replica, Vote, entry_from_wire, entry_to_wire, log_id_from_wire,
+        Entry, LogId, Membership, Replica, Vote, entry_from_wire, entry_to_wire, log_id_from_wire,
         vote_from_wire, vote_to_wire,
     };
 
@@ -114,7 +139,7 @@ mod tests {
         let joint = Membership::new(vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3])], nodes).unwrap();
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(Command(vec![0, 255, 1].into())),
+            EntryPayload::Normal(Bytes::from_static(&[0, 255, 1]).into()),
             EntryPayload::Membership(joint),
         ] {
             let entry = Entry { log_id: log_id(), payload };

@@ -18,9 +18,10 @@ use super::network::GroupNetwork;
 use super::read_index::{READS_WAITING_MAX, Read, confirm_reads};
 use super::snapshot::SnapshotFolder;
 use super::state_machine::{DurableSince, StateMachine};
-use super::types::{Command, Replica, TypeConfig};
+use super::types::{Command, EntryTrace, Replica, TypeConfig};
 use crate::blocking::Blocking;
 use crate::planted::{Bug, is_planted};
+use crate::trace::{self, KeyValue, SpanKind};
 
 pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
@@ -231,7 +232,12 @@ impl Group {
     /// [`ProposeError`] says whether the command may still take effect.
     pub async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
         let started = tokio::time::Instant::now();
-        match self.inner.raft.client_write(Command(command)).await {
+        let mut part = trace::child("raft propose", SpanKind::Internal);
+        part.tell(|| vec![KeyValue::new("debros.group", self.inner.id.to_string())]);
+        let trace = part.sampled().map(|parent| Box::new(EntryTrace { parent, replicated: false }));
+        let written = self.inner.raft.client_write(Command { bytes: command, trace }).await;
+        drop(part);
+        match written {
             Ok(done) => {
                 self.inner.metrics.commits.observe(started.elapsed().as_secs_f64());
                 Ok(Committed { index: done.log_id.index, outcome: done.data.0 })

@@ -36,6 +36,7 @@ mod storage;
 mod store;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod writer;
 
 pub use error::{Failure, LogError};

@@ -168,6 +168,7 @@ fn frame(route: &v1::Route, request: AppendEntriesRequest<TypeConfig>) -> v1::Ap
         previous: request.prev_log_id.as_ref().map(codec::log_id_to_wire),
         entries: request.entries.iter().map(codec::entry_to_wire).collect(),
         leader_commit: request.leader_commit.as_ref().map(codec::log_id_to_wire),
+        traces: codec::traces_to_wire(&request.entries),
         ..Default::default()
     }
 }

@@ -315,15 +315,13 @@ async fn append_once(group: &Group, request: AppendEntriesRequest<TypeConfig>) -
 fn append_request(frame: v1::AppendFrame) -> Result<AppendEntriesRequest<TypeConfig>, v1::Refusal> {
     let malformed = |message: &str| refusal(v1::RefusalReason::Unspecified, message);
     let vote = frame.vote.as_ref().ok_or_else(|| malformed("an append without a vote"))?;
+    let entries = frame.entries.into_iter().map(codec::entry_from_wire).collect::<Result<Vec<_>, _>>();
+    let mut entries = entries.map_err(|error| malformed(&error.to_string()))?;
+    codec::set_traces(&mut entries, &frame.traces);
     Ok(AppendEntriesRequest {
         vote: codec::vote_from_wire(vote),
         prev_log_id: frame.previous.as_ref().map(codec::log_id_from_wire),
-        entries: frame
-            .entries
-            .into_iter()
-            .map(codec::entry_from_wire)
-            .collect::<Result<_, _>>()
-            .map_err(|error| malformed(&error.to_string()))?,
+        entries,
         leader_commit: frame.leader_commit.as_ref().map(codec::log_id_from_wire),
     })
 }

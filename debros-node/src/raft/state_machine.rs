@@ -142,7 +142,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let is_command = match entry.payload {
                 EntryPayload::Blank => false,
                 EntryPayload::Normal(command) => {
-                    batch.push(CommittedCommand { index: entry.log_id.index, command: command.0 });
+                    batch.push(CommittedCommand { index: entry.log_id.index, command: command.bytes });
                     true
                 }
                 EntryPayload::Membership(membership) => {

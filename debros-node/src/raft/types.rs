@@ -4,14 +4,35 @@
 use std::fmt;
 
 use bytes::Bytes;
+use debros_proto::TraceContext;
 
-/// What an engine proposes: an encoded `SqlCommand` or `MetaCommand`.
+/// What an engine proposes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Command(pub Bytes);
+pub struct Command {
+    /// An encoded `SqlCommand` or `MetaCommand`.
+    pub bytes: Bytes,
+    /// Whose trace the entry is a part of, as long as it is in memory: replicas are told, disks are not.
+    pub trace: Option<Box<EntryTrace>>,
+}
+
+/// The sampled request that proposed an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryTrace {
+    /// The span that proposed it.
+    pub parent: TraceContext,
+    /// It was proposed at another node.
+    pub replicated: bool,
+}
+
+impl From<Bytes> for Command {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, trace: None }
+    }
+}
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "command of {} bytes", self.0.len())
+        write!(f, "command of {} bytes", self.bytes.len())
     }
 }
 impl fmt::Debug for Command {

@@ -91,6 +91,15 @@ impl Cluster for Service {
             .measure("Initialise", &Asker::of(&request), self.cluster.initialise(&principal, &request))
             .await
     }
+
+    async fn log_level(
+        &self,
+        request: Request<v1::LogLevelRequest>,
+    ) -> Result<Response<v1::LogLevelResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let answer = async { crate::service::log_level(&principal, &request) };
+        self.metrics.measure("LogLevel", &Asker::of(&request), answer).await
+    }
 }
 
 #[tonic::async_trait]
@@ -108,5 +117,13 @@ impl Membership for Service {
         let (principal, request) = (principal(&request)?, request.into_inner());
         let asker = Asker::of(&request);
         self.metrics.measure("Propose", &asker, self.cluster.propose(&principal, request)).await
+    }
+    async fn canary(
+        &self,
+        request: Request<v1::CanaryRequest>,
+    ) -> Result<Response<v1::CanaryResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let asker = Asker::of(&request);
+        self.metrics.measure("Canary", &asker, self.cluster.canary(&principal, &request)).await
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
-use debros_proto::{ErrorCode, Failure, HasHeader};
+use debros_proto::{ErrorCode, Failure, HasHeader, TraceContext, v1};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,7 +13,10 @@ use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
+use super::activity::Activities;
+
 use crate::metrics::{Operation, Operations, Origin, traced_durations};
+use crate::trace::{KeyValue, Root, SpanKind, Tracer, keep, recorded};
 
 /// Every method that is measured, by service.
 const METHODS: [(&str, &[&str]); 5] = [
@@ -23,14 +26,24 @@ const METHODS: [(&str, &[&str]); 5] = [
     ("pubsub", &["PubSubPublish", "PubSubSubscribe", "PubSubSession", "PubSubTopics", "PubSubPresent"]),
     (
         "cluster",
-        &["Status", "Peers", "Members", "Health", "ConnectPeer", "DisconnectPeer", "Leave", "Initialise"],
+        &[
+            "Status",
+            "Peers",
+            "Members",
+            "Health",
+            "ConnectPeer",
+            "DisconnectPeer",
+            "Leave",
+            "Initialise",
+            "LogLevel",
+        ],
     ),
 ];
 /// The services whose requests nodes forward. Of the others a node's request is the exception, and has its series when it
 /// comes: a scrape stays small.
 const FORWARDED: [&str; 2] = ["database", "registers"];
 /// What only nodes ask, of one another.
-const MEMBERSHIP: (&str, &[&str]) = ("membership", &["Join", "Propose"]);
+const MEMBERSHIP: (&str, &[&str]) = ("membership", &["Join", "Propose", "Canary"]);
 /// Calls of storage streams that name no operation.
 const NO_OPERATION: (&str, &str) = ("storage", "Storage");
 
@@ -67,7 +80,10 @@ type Traced =
 
 /// The metrics of the gRPC services. Labels are bounded: methods and error codes. Cheap to clone.
 #[derive(Clone)]
-pub struct RpcMetrics(Arc<Inner>);
+pub struct RpcMetrics {
+    inner: Arc<Inner>,
+    tracer: Tracer,
+}
 
 struct Inner {
     operations: Operations,
@@ -75,6 +91,7 @@ struct Inner {
     methods: HashMap<&'static str, Method>,
     traced: Traced,
     under_way: Gauge,
+    engines: Activities,
 }
 
 struct Method {
@@ -110,7 +127,9 @@ impl RpcMetrics {
             "Time that sampled requests took; its exemplars name their traces",
             traced.clone(),
         );
-        let metrics = Self(Arc::new(Inner { operations, methods, traced, under_way }));
+        let engines = Activities::default();
+        let inner = Arc::new(Inner { operations, methods, traced, under_way, engines });
+        let metrics = Self { inner, tracer: Tracer::off() };
         metrics.begin_at_zero();
         metrics
     }
@@ -131,9 +150,19 @@ impl RpcMetrics {
         }
     }
 
+    /// The same, and every request is the local root of a trace.
+    pub fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// What the database and the storage have answered to clients, as the status tells it.
+    pub fn activity(&self) -> impl Iterator<Item = v1::EngineActivity> + use<> {
+        self.inner.engines.told()
+    }
+
     /// How many requests are under way.
     pub fn load(&self) -> u32 {
-        u32::try_from(self.0.under_way.get()).unwrap_or(0)
+        u32::try_from(self.inner.under_way.get()).unwrap_or(0)
     }
 
     /// The handle of a method that another engine measures itself.
@@ -141,19 +170,16 @@ impl RpcMetrics {
         self.handle(method, origin).clone()
     }
 
-    /// Tells of a request that was sampled, for people to find its trace.
-    pub fn traced(&self, method: &'static str, took: std::time::Duration, trace_id: String) {
-        let traced =
-            self.0.traced.get_or_create_owned(&ServiceLabels { service: self.method(method).service });
-        traced.observe(
-            took.as_secs_f64(),
-            Some(TraceLabels { trace_id }),
-            Some(std::time::SystemTime::now()),
-        );
+    /// Tells of a request that can be found by its trace.
+    fn traced(&self, method: &'static str, took: std::time::Duration, context: TraceContext) {
+        let service = ServiceLabels { service: self.method(method).service };
+        let labels = TraceLabels { trace_id: format!("{:032x}", context.trace) };
+        let now = std::time::SystemTime::now();
+        self.inner.traced.get_or_create_owned(&service).observe(took.as_secs_f64(), Some(labels), Some(now));
     }
 
     fn method(&self, method: &'static str) -> &Method {
-        self.0.methods.get(method).expect("every method is in METHODS")
+        self.inner.methods.get(method).expect("every method is in METHODS")
     }
 
     fn handle(&self, name: &'static str, origin: Origin) -> &Operation {
@@ -163,7 +189,7 @@ impl RpcMetrics {
             Origin::Client if method.service != MEMBERSHIP.0 => (&method.client, Origin::Client),
             Origin::Client | Origin::Node => (&method.node, Origin::Node),
         };
-        place.get_or_init(|| self.0.operations.operation(method.service, name, origin))
+        place.get_or_init(|| self.inner.operations.operation(method.service, name, origin))
     }
 
     /// Answers one request, measured and in a span of its own.
@@ -186,16 +212,64 @@ impl RpcMetrics {
         let namespace = &asker.namespace[..];
         let span = tracing::debug_span!("rpc", method, namespace);
         let started = Instant::now();
-        let _under_way = UnderWay::start(&self.0.under_way);
-        let result = answer.instrument(span).await;
+        let _under_way = UnderWay::start(&self.inner.under_way);
+        let root =
+            Root { name: method, kind: SpanKind::Server, attributes: || attributes(method, namespace) };
+        let answer = async {
+            let result = answer.await;
+            if let Err(failure) = &result
+                && failure.code == ErrorCode::Internal
+            {
+                keep();
+                tracing::error!(method, %failure, "a request failed on an internal error");
+            }
+            if let Some(context) = recorded() {
+                self.traced(method, started.elapsed(), context);
+            }
+            result
+        };
+        let result = self.tracer.request(root, answer.instrument(span), failed).await;
         let error = result.as_ref().err().map(|failure| failure.code);
         self.handle(method, asker.origin).answered(error, started.elapsed());
-        if let Err(failure) = &result
-            && failure.code == ErrorCode::Internal
-        {
-            tracing::error!(method, %failure, "a request failed on an internal error");
+        if asker.origin == Origin::Client {
+            self.inner.engines.answered(method, error.is_none(), started.elapsed());
         }
         result
+    }
+}
+
+/// The code that makes a request a failed one. Being sent to the leader, or told of a newer map, is none: whoever asked
+/// goes on by it.
+fn failed<T>(result: &Result<T, Failure>) -> Option<&'static str> {
+    match result.as_ref().err()?.code {
+        ErrorCode::NotLeader | ErrorCode::StaleEpoch => None,
+        code => Some(code.as_str_name()),
+    }
+}
+
+/// What a request's span tells, by the semantic conventions.
+fn attributes(method: &'static str, namespace: &str) -> Vec<KeyValue> {
+    let mut attributes = vec![KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
+    let namespace = namespace.to_owned();
+    match system_of(method) {
+        Some(system) => attributes.extend([
+            KeyValue::new("db.system.name", system),
+            KeyValue::new("db.operation.name", method),
+            KeyValue::new("db.namespace", namespace),
+        ]),
+        None => attributes.push(KeyValue::new("debros.namespace", namespace)),
+    }
+    attributes
+}
+
+/// The database that a method is about.
+fn system_of(method: &str) -> Option<&'static str> {
+    match method {
+        "Execute" | "Query" | "OpenSession" | "CreateDatabase" | "DropDatabase" | "ListDatabases" => {
+            Some("sqlite")
+        }
+        _ if method.starts_with("Storage") || method.starts_with("Register") => Some("debros"),
+        _ => None,
     }
 }
 

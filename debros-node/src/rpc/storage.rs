@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use debros_net::calls::Answers;
-use debros_proto::{Failure, limits, v1};
+use debros_proto::{Failure, TraceContext, limits, v1};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
@@ -15,6 +15,7 @@ use v1::storage_server::StorageServer;
 use super::meter::{Asker, RpcMetrics};
 use super::principal;
 use crate::service::{Principal, Storage};
+use crate::trace::under;
 
 struct Service {
     storage: Storage,
@@ -83,7 +84,7 @@ async fn answer(
     principal: Principal,
     call: v1::StorageCall,
 ) -> Vec<v1::StorageReply> {
-    let v1::StorageCall { id, request } = call;
+    let v1::StorageCall { id, request, trace } = call;
     let outcome = match request {
         None => Err(Failure::invalid("a call without a request")),
         Some(request) => {
@@ -95,7 +96,9 @@ async fn answer(
                 None => "Storage",
             };
             let asker = Asker::of(&request);
-            metrics.measure_call(method, &asker, storage.operate(&principal, request)).await
+            let parent = trace.and_then(TraceContext::from_wire);
+            let operated = metrics.measure_call(method, &asker, storage.operate(&principal, request));
+            under(parent, operated).await
         }
     };
     let outcome = match outcome {

@@ -5,6 +5,7 @@
 //! acts in its own.
 
 use debros_net::PeerId;
+use debros_proto::names::CANARY_NAMESPACE;
 use debros_proto::{ErrorCode, Failure, Namespace, v1};
 
 use crate::cluster::SYSTEM_NAMESPACE;
@@ -16,6 +17,9 @@ pub enum Principal {
     Peer(PeerId),
     /// A caller of the HTTP API.
     Http,
+    /// A node that probes: this one, or a member that has forwarded its probe here. It acts in the canary's
+    /// namespace, where nobody else does, and nowhere else.
+    Node(PeerId),
 }
 
 /// What is asked for.
@@ -72,6 +76,14 @@ pub fn authorise(
             format!("namespace {SYSTEM_NAMESPACE} belongs to the platform: use one of your own"),
         ));
     }
+    let (canary, node) = (namespace.as_str() == CANARY_NAMESPACE, matches!(principal, Principal::Node(_)));
+    if canary != node {
+        let message = match canary {
+            true => format!("namespace {CANARY_NAMESPACE} is reserved for probes: use one of your own"),
+            false => "a node that probes has no business outside the canary's namespace".to_owned(),
+        };
+        return Err(Failure::new(ErrorCode::PermissionDenied, message));
+    }
     if action == Action::Cooperate && !system {
         return Err(Failure::new(ErrorCode::PermissionDenied, "only nodes ask this of one another"));
     }
@@ -113,6 +125,19 @@ mod tests {
         assert!(authorise(&peer, Action::Cooperate, Some(&header("debros"))).is_ok());
         assert!(authorise(&peer, Action::Cooperate, Some(&header("app"))).is_err());
         assert!(authorise(&Principal::Http, Action::Observe, Some(&header("debros"))).is_err());
+    }
+
+    #[test]
+    fn only_nodes_that_probe_are_in_the_canarys_namespace_and_nowhere_else() {
+        let (peer, node) = (Principal::Peer(PeerId::random()), Principal::Node(PeerId::random()));
+        let (canary, app) = (header(debros_proto::names::CANARY_NAMESPACE), header("app"));
+        for action in [Action::Read, Action::Write, Action::Manage, Action::Observe, Action::Operate] {
+            for (stranger, place) in [(&peer, &canary), (&Principal::Http, &canary), (&node, &app)] {
+                let refused = authorise(stranger, action, Some(place)).unwrap_err();
+                assert_eq!(refused.code, ErrorCode::PermissionDenied);
+            }
+            assert!(authorise(&node, action, Some(&canary)).is_ok());
+        }
     }
 
     #[test]

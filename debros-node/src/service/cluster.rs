@@ -11,8 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::authorise::{Action, Principal, authorise};
+use super::disk::DiskState;
 use super::health::Health;
 use super::membership::ClusterSlot;
+use super::prober::Prober;
 use super::replicas::Replicas;
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Registration};
@@ -25,6 +27,9 @@ use crate::sql;
 pub struct ClusterService {
     parts: std::sync::Arc<Parts>,
 }
+
+/// Gives what each engine has answered since the node started.
+pub type Activity = std::sync::Arc<dyn Fn() -> Vec<v1::EngineActivity> + Send + Sync>;
 
 /// What the service answers from.
 pub struct Parts {
@@ -40,8 +45,14 @@ pub struct Parts {
     pub network: std::sync::Arc<dyn debros_net::Network>,
     /// What the other nodes said of themselves.
     pub discovery: debros_net::discovery::Discovery,
-    /// The node's probes.
+    /// The node's checks.
     pub health: Health,
+    /// The node's probes.
+    pub prober: Prober,
+    /// Room on the disks.
+    pub disk: DiskState,
+    /// What the engines have answered.
+    pub activity: Activity,
     /// For timestamps.
     pub clock: Clock,
     /// The failure domain.
@@ -95,6 +106,8 @@ impl ClusterService {
             listen_addresses: network.listen_addresses().iter().map(ToString::to_string).collect(),
             warnings: cluster.as_ref().map(Cluster::warnings).unwrap_or_default(),
             storage: parts.kv.get().ok().map(|kv| kv.status()),
+            activity: (parts.activity)(),
+            disk_free_bytes: parts.disk.free_bytes(),
         }
     }
 
@@ -180,7 +193,7 @@ impl ClusterService {
         })
     }
 
-    /// Runs the node's probes.
+    /// How the node is.
     ///
     /// # Errors
     /// When the request is not authorised; a node that is not well answers that it is not.
@@ -190,7 +203,7 @@ impl ClusterService {
         request: &v1::HealthRequest,
     ) -> Result<v1::HealthResponse, Failure> {
         authorise(principal, Action::Observe, request.header())?;
-        Ok(self.parts.health.probe().await)
+        Ok(self.parts.health.report().await)
     }
 
     /// Connects to a peer.
@@ -301,12 +314,33 @@ impl ClusterService {
         let cluster = self.parts.cluster.get()?;
         let member = match principal {
             Principal::Peer(peer) => cluster.map().node_of_peer(&peer.to_string()).is_some(),
-            Principal::Http => false,
+            Principal::Http | Principal::Node(_) => false,
         };
         if !member {
             return Err(Failure::new(ErrorCode::PermissionDenied, "only members change the cluster map"));
         }
         Ok(v1::ProposeResponse { outcome: cluster.accept_proposal(request.command).await? })
+    }
+
+    /// Does this node's half of another member's probe.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` for who is no member; whatever the engine gives.
+    pub async fn canary(
+        &self,
+        principal: &Principal,
+        request: &v1::CanaryRequest,
+    ) -> Result<v1::CanaryResponse, Failure> {
+        authorise(principal, Action::Cooperate, request.header())?;
+        let map = self.parts.cluster.get()?.map();
+        let member = match principal {
+            Principal::Peer(peer) => map.node_of_peer(&peer.to_string()),
+            Principal::Http | Principal::Node(_) => None,
+        };
+        let member = member.ok_or_else(|| {
+            Failure::new(ErrorCode::PermissionDenied, "only members have others probe for them")
+        })?;
+        Ok(v1::CanaryResponse { number: self.parts.prober.answer(member.id, request).await? })
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use debros_net::grpc::{Channels, open_error};
 use debros_net::{Lane, PeerId};
+use debros_proto::names::CANARY_NAMESPACE;
 use debros_proto::{DatabaseName, ErrorCode, Failure, GroupId, HasHeader, LeaderHint, Namespace, limits, v1};
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -21,6 +22,7 @@ use super::membership::ClusterSlot;
 use super::replicas::Replicas;
 use crate::cluster::{Cluster, Liveness, map};
 use crate::sql::{self, Freshness, Write};
+use crate::trace::{self, KeyValue, SpanKind};
 
 /// Pause before looking for a leader again when nobody could say who it is.
 const LEADER_RETRY: Duration = Duration::from_millis(25);
@@ -63,7 +65,7 @@ impl Databases {
         principal: &Principal,
         mut request: v1::ExecuteRequest,
     ) -> Result<v1::ExecuteResponse, Failure> {
-        let authorised = authorise(principal, Action::Write, request.header())?;
+        let authorised = self.authorise(principal, Action::Write, request.header())?;
         sql::check_statements(&request.statements)?;
         let database = self.database(&authorised, &request.database).await?;
         if request.session.is_some_and(|session| session.id == 0 || session.sequence == 0) {
@@ -87,7 +89,7 @@ impl Databases {
                         }
                         Target::There(peer) => {
                             let mut client = self.client(peer);
-                            forwarded(client.execute(request.clone())).await
+                            forwarded(peer, request.clone(), |request| client.execute(request)).await
                         }
                     }
                 }
@@ -106,7 +108,7 @@ impl Databases {
         principal: &Principal,
         mut request: v1::QueryRequest,
     ) -> Result<v1::QueryResponse, Failure> {
-        let authorised = authorise(principal, Action::Read, request.header())?;
+        let authorised = self.authorise(principal, Action::Read, request.header())?;
         sql::check_statements(&request.statements)?;
         let database = self.database(&authorised, &request.database).await?;
         let freshness = match request.consistency() {
@@ -131,7 +133,8 @@ impl Databases {
                         Target::There(peer) => {
                             let mut client = self.client(peer);
                             // A read has no effect, whatever became of it.
-                            forwarded(client.query(request.clone())).await.map_err(Failure::without_effect)
+                            let answer = forwarded(peer, request.clone(), |request| client.query(request));
+                            answer.await.map_err(Failure::without_effect)
                         }
                     }
                 }
@@ -172,7 +175,8 @@ impl Databases {
         let mut last = Failure::new(ErrorCode::Unavailable, "no replica of the database is in reach");
         for peer in self.replica_peers(database)? {
             let mut client = self.client(peer);
-            match forwarded(client.query(request.clone())).await.map_err(Failure::without_effect) {
+            let answer = forwarded(peer, request.clone(), |request| client.query(request));
+            match answer.await.map_err(Failure::without_effect) {
                 Err(failure) if failure.code == ErrorCode::Unavailable => last = failure,
                 answer => return answer,
             }
@@ -199,7 +203,7 @@ impl Databases {
                     Target::Here(replica) => replica.open_session(authorised.deadline).await,
                     Target::There(peer) => {
                         let mut client = self.client(peer);
-                        forwarded(client.open_session(request.clone())).await
+                        forwarded(peer, request.clone(), |request| client.open_session(request)).await
                     }
                 }
             }
@@ -362,6 +366,22 @@ impl Databases {
                 format!("this node does not know database {name} yet, but others do: retry in a moment"),
             ),
         })
+    }
+
+    /// As [`authorise`]; a member that has forwarded its probe here counts as a node that probes.
+    fn authorise(
+        &self,
+        principal: &Principal,
+        action: Action,
+        header: Option<&v1::RequestHeader>,
+    ) -> Result<Authorised, Failure> {
+        if let (Principal::Peer(peer), Some(header)) = (principal, header)
+            && header.namespace == CANARY_NAMESPACE
+            && self.cluster.get()?.map().node_of_peer(&peer.to_string()).is_some()
+        {
+            return authorise(&Principal::Node(*peer), action, Some(header));
+        }
+        authorise(principal, action, header)
     }
 
     /// Runs an attempt where the leader is, again and again until it answers or time is up. Attempts
@@ -559,12 +579,24 @@ fn abandoned(repeatable: bool) -> Failure {
     Failure::new(code, "the leader was replaced while the write was under way: it may have been applied")
 }
 
-/// A call to another node. One that never reached it has certainly had no effect.
-pub(super) async fn forwarded<T>(
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, Failure> {
-    call.await.map(tonic::Response::into_inner).map_err(|status| match open_error(&status) {
+/// A call to another node, as a part of the request's trace. One that never reached it has certainly had no effect.
+pub(super) async fn forwarded<Q, T, F>(
+    peer: PeerId,
+    request: Q,
+    call: impl FnOnce(tonic::Request<Q>) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
+    let mut part = trace::child("forward", SpanKind::Client);
+    part.tell(|| vec![KeyValue::new("network.peer.address", peer.to_string())]);
+    let answer = call(trace::carrying(request, part.context())).await;
+    let answer = answer.map(tonic::Response::into_inner).map_err(|status| match open_error(&status) {
         Some(error) => Failure::new(ErrorCode::Unavailable, error.to_string()),
         None => Failure::from_status(&status),
-    })
+    });
+    if let Err(failure) = &answer {
+        part.fail(failure.code.as_str_name());
+    }
+    answer
 }

@@ -1,34 +1,55 @@
-//! Probes of what users get: each asks the real thing and takes as long as it takes.
+//! How this node is: what the prober found, and what the parts of the node say of themselves. Each check has a
+//! verdict, what was found, and what to do about it.
+//!
+//! Decides how bad a finding is. Finds nothing itself that would cost: probes are the prober's, replicas are read
+//! once a second at most, however many ask.
+
+mod checks;
+mod groups;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use debros_proto::v1;
-use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::disk::DiskState;
 use super::membership::ClusterSlot;
+use super::prober::Prober;
 use super::replicas::Replicas;
 use crate::clock::Clock;
-use crate::sql::{self, Freshness};
+use crate::kv::KvSlot;
+use crate::sql;
 
-/// A probe that takes longer has failed.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Databases that are probed at once: the rest is told by their groups' state.
-const DATABASES_PROBED_MAX: usize = 16;
+/// One answer serves all who ask within this time.
+const REPORT_LIFE: Duration = Duration::from_secs(1);
 
-/// The node's probes.
+/// The node's checks. Cheap to clone.
 #[derive(Clone)]
 pub struct Health {
-    cluster: ClusterSlot,
-    replicas: Replicas,
-    disk: DiskState,
-    clock: Clock,
-    network: Arc<dyn debros_net::Network>,
+    parts: Arc<HealthParts>,
+    last: Arc<tokio::sync::Mutex<Option<(Instant, v1::HealthResponse)>>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What is looked at.
+pub struct HealthParts {
+    /// The cluster, once joined.
+    pub cluster: ClusterSlot,
+    /// This node's replicas of databases.
+    pub replicas: Replicas,
+    /// The storage, once joined.
+    pub kv: KvSlot,
+    /// Room on the disks.
+    pub disk: DiskState,
+    /// For timestamps.
+    pub clock: Clock,
+    /// Who is connected.
+    pub network: Arc<dyn debros_net::Network>,
+    /// What users get.
+    pub prober: Prober,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
     Ok,
     Warning,
@@ -45,34 +66,74 @@ impl Verdict {
     }
 }
 
-struct Check {
-    name: String,
+/// What a check found, and what to do about it: nothing where it is well.
+struct Finding {
     verdict: Verdict,
     message: String,
+    next_step: String,
+}
+
+impl Finding {
+    fn ok(message: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Ok, message: message.into(), next_step: String::new() }
+    }
+
+    fn warning(message: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Warning, message: message.into(), next_step: next_step.into() }
+    }
+
+    fn failed(message: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Failed, message: message.into(), next_step: next_step.into() }
+    }
+}
+
+struct Check {
+    name: String,
+    finding: Finding,
     took: Duration,
 }
 
+impl Check {
+    /// A check of what is known already.
+    fn at_once(name: &str, look: impl FnOnce() -> Finding) -> Self {
+        let started = Instant::now();
+        let finding = look();
+        Self { name: name.to_owned(), finding, took: started.elapsed() }
+    }
+}
+
 impl Health {
-    /// Probes of these parts.
-    pub fn new(
-        cluster: ClusterSlot,
-        replicas: Replicas,
-        disk: DiskState,
-        clock: Clock,
-        network: Arc<dyn debros_net::Network>,
-    ) -> Self {
-        Self { cluster, replicas, disk, clock, network }
+    /// Checks of these parts.
+    pub fn new(parts: HealthParts) -> Self {
+        Self { parts: Arc::new(parts), last: Arc::default() }
     }
 
-    /// Runs every probe.
-    pub async fn probe(&self) -> v1::HealthResponse {
-        let mut checks = vec![self.membership().await, self.peers(), self.disk()];
-        let databases = self.wanted_here();
-        checks.extend(
-            join_all(databases.iter().take(DATABASES_PROBED_MAX).map(|database| self.database(database)))
-                .await,
-        );
-        let worst = checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok);
+    /// Every check, at most [`REPORT_LIFE`] old.
+    pub async fn report(&self) -> v1::HealthResponse {
+        let mut last = self.last.lock().await;
+        if let Some((_, report)) = last.as_ref().filter(|(at, _)| at.elapsed() < REPORT_LIFE) {
+            return report.clone();
+        }
+        let report = self.check().await;
+        *last = Some((Instant::now(), report.clone()));
+        report
+    }
+
+    async fn check(&self) -> v1::HealthResponse {
+        let (probes, databases) = tokio::join!(self.probes(), self.databases());
+        let mut checks = vec![
+            Check::at_once("cluster", || self.membership()),
+            Check::at_once("peers", || self.peers()),
+            Check::at_once("leaders", || self.leaders()),
+            Check::at_once("quorum", || self.quorum()),
+            Check::at_once("replicas", || self.lag()),
+            databases,
+            Check::at_once("storage", || self.storage()),
+            Check::at_once("clock", || self.clock()),
+            Check::at_once("disk", || self.disk()),
+        ];
+        checks.extend(probes);
+        let worst = checks.iter().map(|check| check.finding.verdict).max().unwrap_or(Verdict::Ok);
         let status = match worst {
             Verdict::Ok => "healthy",
             Verdict::Warning => "degraded",
@@ -81,13 +142,13 @@ impl Health {
         v1::HealthResponse {
             status: status.to_owned(),
             checks: checks.into_iter().map(to_wire).collect(),
-            checked_unix_ms: self.clock.unix_ms(),
+            checked_unix_ms: self.parts.clock.unix_ms(),
         }
     }
 
     /// Whether this node can answer requests: it is a member, and its groups know their leaders.
     pub fn ready(&self) -> Result<(), String> {
-        let cluster = self.cluster.get().map_err(|failure| failure.message)?;
+        let cluster = self.parts.cluster.get().map_err(|failure| failure.message)?;
         if !cluster.meta().is_led() {
             return Err("the meta group has no leader".to_owned());
         }
@@ -105,78 +166,22 @@ impl Health {
 
     /// The replicas that the map puts on this node. Others run on until their group has let go of them, and hear nothing.
     fn wanted_here(&self) -> Vec<sql::Database> {
-        let Ok(cluster) = self.cluster.get() else { return Vec::new() };
+        let Ok(cluster) = self.parts.cluster.get() else { return Vec::new() };
         let (map, node) = (cluster.map(), cluster.node());
         let wanted = |replica: &sql::Database| {
             map.group(replica.group().id()).is_some_and(|database| database.replicas.contains(&node))
         };
-        self.replicas.all().into_iter().filter(wanted).collect()
-    }
-
-    async fn membership(&self) -> Check {
-        let started = Instant::now();
-        let (verdict, message) = match self.cluster.get() {
-            Err(failure) => (Verdict::Failed, failure.message),
-            Ok(cluster) => {
-                match (cluster.meta().leader().filter(|_| cluster.meta().is_led()), cluster.warnings()) {
-                    (None, _) => (Verdict::Failed, "the meta group has no leader".to_owned()),
-                    (Some(_), warnings) if !warnings.is_empty() => (Verdict::Warning, warnings.join("; ")),
-                    (Some(leader), _) => (Verdict::Ok, format!("node {} leads the meta group", leader.node)),
-                }
-            }
-        };
-        Check { name: "cluster".to_owned(), verdict, message, took: started.elapsed() }
-    }
-
-    fn peers(&self) -> Check {
-        let started = Instant::now();
-        let (verdict, message) = match self.cluster.get() {
-            Err(_) => (Verdict::Ok, "no members are known yet".to_owned()),
-            Ok(cluster) => {
-                let map = cluster.map();
-                let others: Vec<_> = map.members().filter(|node| node.id != cluster.node()).collect();
-                let connected = others
-                    .iter()
-                    .filter(|node| node.peer_id.parse().is_ok_and(|peer| self.network.is_connected(peer)))
-                    .count();
-                let verdict = if connected == others.len() { Verdict::Ok } else { Verdict::Warning };
-                (verdict, format!("connected to {connected} of {} other members", others.len()))
-            }
-        };
-        Check { name: "peers".to_owned(), verdict, message, took: started.elapsed() }
-    }
-
-    fn disk(&self) -> Check {
-        let started = Instant::now();
-        let (verdict, message) = match self.disk.check() {
-            Ok(()) => (Verdict::Ok, "above the reserve".to_owned()),
-            Err(failure) => (Verdict::Failed, failure.message),
-        };
-        Check { name: "disk".to_owned(), verdict, message, took: started.elapsed() }
-    }
-
-    /// Reads from the replica; where it leads, with a confirmation by a quorum.
-    async fn database(&self, database: &sql::Database) -> Check {
-        let started = Instant::now();
-        let group = database.group();
-        let freshness = if group.is_leader() { Freshness::Linearizable } else { Freshness::Any };
-        let statement = v1::Statement { sql: "SELECT 1".to_owned(), ..Default::default() };
-        let read = database.query(vec![statement], freshness, started + PROBE_TIMEOUT).await;
-        let (verdict, message) = match read {
-            Err(failure) => (Verdict::Failed, failure.message),
-            Ok(_) if !group.is_led() => (Verdict::Failed, "the database has no leader".to_owned()),
-            Ok(_) => (Verdict::Ok, "answers".to_owned()),
-        };
-        Check { name: format!("database group {}", group.id()), verdict, message, took: started.elapsed() }
+        self.parts.replicas.all().into_iter().filter(wanted).collect()
     }
 }
 
 fn to_wire(check: Check) -> v1::HealthCheck {
-    let Check { name, verdict, message, took } = check;
+    let Check { name, finding: Finding { verdict, message, next_step }, took } = check;
     v1::HealthCheck {
         name,
         status: verdict.as_str().to_owned(),
         message,
         took_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
+        next_step,
     }
 }

@@ -35,7 +35,7 @@ impl Messages {
     ) -> Result<BoxStream<'static, Result<v1::SessionEvent, Status>>, Failure> {
         authorise(principal, Action::Read, attach.header())?;
         let authorised = authorise(principal, Action::Write, attach.header())?;
-        let Principal::Peer(peer) = *principal else {
+        let (Principal::Peer(peer) | Principal::Node(peer)) = *principal else {
             return Err(Failure::new(ErrorCode::PermissionDenied, "a session belongs to a peer"));
         };
         let namespace = authorised.namespace.as_str().to_owned();
@@ -56,7 +56,7 @@ impl Messages {
         let authorised = authorise(principal, Action::Read, request.header())?;
         let of = match (request.mine, principal) {
             (false, _) => None,
-            (true, Principal::Peer(peer)) => Some(*peer),
+            (true, Principal::Peer(peer) | Principal::Node(peer)) => Some(*peer),
             (true, Principal::Http) => return Ok(v1::TopicsResponse::default()),
         };
         let topics = self.pubsub.get()?.topics(authorised.namespace.as_str(), of);

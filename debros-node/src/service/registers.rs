@@ -77,7 +77,10 @@ impl Registers {
                             let operation = request.operation.unwrap_or_default();
                             replica.write_register(operation, request.session, authorised.deadline).await
                         }
-                        Target::There(peer) => forwarded(self.client(peer).write(request)).await,
+                        Target::There(peer) => {
+                            let mut client = self.client(peer);
+                            forwarded(peer, request, |request| client.write(request)).await
+                        }
                     }
                 }
             })
@@ -107,7 +110,9 @@ impl Registers {
                     match target {
                         Target::Here(replica) => replica.get_register(request.key, authorised.deadline).await,
                         Target::There(peer) => {
-                            forwarded(self.client(peer).get(request)).await.map_err(Failure::without_effect)
+                            let mut client = self.client(peer);
+                            let answer = forwarded(peer, request, |request| client.get(request));
+                            answer.await.map_err(Failure::without_effect)
                         }
                     }
                 }
@@ -139,7 +144,9 @@ impl Registers {
                     match target {
                         Target::Here(replica) => replica.list_registers(query, authorised.deadline).await,
                         Target::There(peer) => {
-                            forwarded(self.client(peer).list(request)).await.map_err(Failure::without_effect)
+                            let mut client = self.client(peer);
+                            let answer = forwarded(peer, request, |request| client.list(request));
+                            answer.await.map_err(Failure::without_effect)
                         }
                     }
                 }
@@ -171,9 +178,11 @@ impl Registers {
                 async move {
                     match target {
                         Target::Here(replica) => replica.list_leases(query, authorised.deadline).await,
-                        Target::There(peer) => forwarded(self.client(peer).list_leases(request))
-                            .await
-                            .map_err(Failure::without_effect),
+                        Target::There(peer) => {
+                            let mut client = self.client(peer);
+                            let answer = forwarded(peer, request, |request| client.list_leases(request));
+                            answer.await.map_err(Failure::without_effect)
+                        }
                     }
                 }
             })
@@ -207,7 +216,7 @@ impl Registers {
         let mut last = Failure::new(ErrorCode::Unavailable, "no replica of the database is in reach");
         for peer in self.databases.replica_peers(&database)? {
             let mut client = self.client(peer);
-            let opened = forwarded(client.watch(request.clone()));
+            let opened = forwarded(peer, request.clone(), |request| client.watch(request));
             match tokio::time::timeout_at(authorised.deadline, opened).await {
                 Ok(Ok(stream)) => return Ok(self.hand_on(stream, permit)),
                 Ok(Err(failure)) => last = failure.without_effect(),

@@ -4,6 +4,7 @@
 //! most two clusters run at a time. Nothing sleeps: tests wait for what they expect, with a deadline.
 
 mod admission;
+mod collector;
 mod formation;
 mod garbage;
 mod health;
@@ -14,6 +15,7 @@ mod leaving;
 mod membership;
 mod messenger;
 mod metrics;
+mod probes;
 mod pubsub;
 mod pubsub_clients;
 mod pubsub_failures;
@@ -24,3 +26,4 @@ mod sql;
 mod start;
 mod storage;
 mod support;
+mod traces;

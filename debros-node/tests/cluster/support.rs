@@ -7,8 +7,9 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use debros_config::{Config, NodeType};
-use debros_node::launch::{LaunchError, Launched, launch_with};
+use debros_config::{Config, Interval, NodeType, Tracing};
+use debros_node::clock::Clock;
+use debros_node::launch::{LaunchError, Launched, launch_under};
 use debros_node::node::Settings;
 use debros_sdk::{Client, ClientBuilder, Consistency, Database, ReadOptions, params};
 use tempfile::TempDir;
@@ -61,6 +62,8 @@ pub(crate) fn configuration(folder: &Path, bootstrap: &[String]) -> Config {
     config.discovery.bootstrap_peers =
         bootstrap.iter().map(|address| address.parse().expect("an address")).collect();
     config.discovery.discovery_interval = "1s".parse().expect("an interval");
+    // Tests of it switch it on.
+    config.admin.probe_interval = "0s".parse().expect("an interval");
     config
 }
 
@@ -72,6 +75,7 @@ pub(crate) fn address_of(node: &Launched) -> String {
 /// A place for a node, running or not.
 struct Place {
     config: Config,
+    clock: Clock,
     running: Option<Launched>,
 }
 
@@ -79,7 +83,9 @@ struct Place {
 pub(crate) struct Cluster {
     places: Vec<Place>,
     adjust: Adjust,
+    probe_interval: Interval,
     secret: Option<PathBuf>,
+    tracing: Tracing,
     folder: TempDir,
     _turn: SemaphorePermit<'static>,
 }
@@ -90,7 +96,22 @@ impl Cluster {
         log_for_people();
         let turn = TURNS.acquire().await.expect("never closed");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { places: Vec::new(), adjust: |_| {}, secret: None, folder, _turn: turn }
+        let probe_interval = Interval::from_seconds(0);
+        let tracing = Tracing::default();
+        Self {
+            places: Vec::new(),
+            adjust: |_| {},
+            probe_interval,
+            secret: None,
+            tracing,
+            folder,
+            _turn: turn,
+        }
+    }
+
+    /// No node yet; those that come probe several times a second.
+    pub(crate) async fn probing() -> Self {
+        Self { probe_interval: Interval::from_milliseconds(300), ..Self::empty().await }
     }
 
     /// A cluster of so many nodes, all members and connected.
@@ -121,6 +142,16 @@ impl Cluster {
         cluster
     }
 
+    /// The same whose nodes trace.
+    pub(crate) async fn traced(nodes: usize, tracing: Tracing) -> Self {
+        let mut cluster = Self { tracing, ..Self::empty().await };
+        for _ in 0..nodes {
+            cluster.add().await;
+        }
+        cluster.formed().await;
+        cluster
+    }
+
     /// The folder under which everything of the cluster is.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -128,12 +159,19 @@ impl Cluster {
 
     /// Starts one node more; the first one begins the cluster.
     pub(crate) async fn add(&mut self) -> usize {
+        self.add_under(Clock::system()).await
+    }
+
+    /// The same under a clock of its own.
+    pub(crate) async fn add_under(&mut self, clock: Clock) -> usize {
         let index = self.places.len();
         let folder = self.folder.path().join(format!("node-{index}"));
         let bootstrap: Vec<String> = self.running().next().map(address_of).into_iter().collect();
         let mut config = configuration(&folder, &bootstrap);
         config.security.cluster_secret_file.clone_from(&self.secret);
-        self.places.push(Place { config, running: None });
+        config.tracing.clone_from(&self.tracing);
+        config.admin.probe_interval = self.probe_interval;
+        self.places.push(Place { config, clock, running: None });
         self.start(index).await.expect("the node starts");
         index
     }
@@ -142,7 +180,7 @@ impl Cluster {
     pub(crate) async fn start(&mut self, index: usize) -> Result<(), LaunchError> {
         let place = &mut self.places[index];
         assert!(place.running.is_none(), "node {index} runs");
-        place.running = Some(launch_with(&place.config, self.adjust).await?);
+        place.running = Some(launch_under(&place.config, place.clock.clone(), self.adjust).await?);
         Ok(())
     }
 

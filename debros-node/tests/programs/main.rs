@@ -2,6 +2,8 @@
 //! `configs/` as they are written.
 
 mod dev;
+mod faults;
+mod logs;
 mod process;
 
 use std::net::{Ipv4Addr, TcpListener};

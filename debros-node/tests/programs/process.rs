@@ -22,7 +22,8 @@ pub(crate) fn workspace() -> PathBuf {
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("DEBROS_") || name == "LOG_LEVEL" {
+        let text = name.to_string_lossy();
+        if text.starts_with("DEBROS_") || text.starts_with("OTEL_") || name == "LOG_LEVEL" {
             command.env_remove(name);
         }
     }
@@ -78,10 +79,29 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node in a folder; what it says goes to `<name>.log` there.
     pub(crate) fn start(folder: &Path, name: &str, arguments: &[&str]) -> Self {
+        let mut command = command(Path::new(NODE));
+        command.args(arguments);
+        Self::spawn(folder, name, command)
+    }
+
+    /// The same with a file system of its own of so many bytes at `disk`, which nobody else sees.
+    pub(crate) fn start_on_small_disk(
+        folder: &Path,
+        name: &str,
+        disk: &Path,
+        bytes: &str,
+        arguments: &[&str],
+    ) -> Self {
+        let mount = format!("mount -t tmpfs -o size={bytes} tmpfs \"$0\" && exec \"$@\"");
+        let mut command = command(Path::new("unshare"));
+        command.args(["--map-root-user", "--mount", "sh", "-c", &mount]).arg(disk).arg(NODE).args(arguments);
+        Self::spawn(folder, name, command)
+    }
+
+    fn spawn(folder: &Path, name: &str, mut command: Command) -> Self {
         let log = folder.join(format!("{name}.log"));
         let file = std::fs::File::create(&log).expect("a log file");
-        let mut command = command(Path::new(NODE));
-        command.args(arguments).current_dir(folder).stdout(file.try_clone().expect("a handle")).stderr(file);
+        command.current_dir(folder).stdout(file.try_clone().expect("a handle")).stderr(file);
         Self { child: command.spawn().expect("the node starts"), log }
     }
 
@@ -95,6 +115,22 @@ impl Node {
         self.log().contains(words)
     }
 
+    /// A path as the node sees it, from here.
+    pub(crate) fn seen_from_outside(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
+        root.join(path.strip_prefix("/").expect("an absolute path"))
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id().expect("the node runs").cast_signed()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        // SAFETY: the pid is that of a child which has not been waited for, so it is nobody else's.
+        unsafe { libc::kill(self.pid(), signal) };
+    }
+
     /// SIGKILL; returns when the process is gone.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.expect("the process can be killed");
@@ -102,9 +138,7 @@ impl Node {
 
     /// SIGTERM; gives the exit code.
     pub(crate) async fn terminate(mut self, deadline: Duration) -> Option<i32> {
-        let pid = self.child.id().expect("the node runs").cast_signed();
-        // SAFETY: the pid is that of a child which has not been waited for, so it is nobody else's.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
+        self.signal(libc::SIGTERM);
         let ended = timeout(deadline, self.child.wait()).await;
         ended.unwrap_or_else(|_| panic!("did not stop in time: {}", self.log())).expect("a status").code()
     }

@@ -385,6 +385,9 @@ impl Machine {
                 ..KvOptions::default()
             },
             pubsub: self.tuning.pubsub,
+            tracing: None,
+            // Histories and seeds are of the clients' requests alone.
+            probe_interval: None,
         }
     }
 }

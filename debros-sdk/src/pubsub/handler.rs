@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::task::JoinSet;
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
 
 use super::message::{Message, SubscriptionEvent};
 use super::subscription::Subscription;
+use crate::otel;
 
 /// A subscription that a handler takes the messages of, one at a time and in order. Dropping it unsubscribes, also
 /// in the midst of a message.
@@ -38,7 +41,8 @@ impl HandledSubscription {
         let pattern = subscription.pattern().to_owned();
         let counts = Arc::<Counts>::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(handle(subscription, handler, Arc::clone(&counts)));
+        // What handlers log goes where the application's log went when it subscribed.
+        tasks.spawn(handle(subscription, handler, Arc::clone(&counts)).with_current_subscriber());
         Self { pattern, counts, tasks }
     }
 
@@ -82,7 +86,8 @@ where
     while let Some(event) = subscription.next().await {
         match event {
             Ok(SubscriptionEvent::Message(message)) => {
-                let handled = handler(message).await;
+                let span = otel::handling(&message);
+                let handled = span.in_scope(|| handler(message)).instrument(span).await;
                 count(&counts.handled);
                 if let Err(error) = handled {
                     count(&counts.failed);

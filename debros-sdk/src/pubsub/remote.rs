@@ -10,7 +10,7 @@ use bytes::Bytes;
 use debros_proto::{Failure, v1};
 use tokio::time::{Instant, timeout_at};
 
-use super::batch::{MessageBatch, Outgoing};
+use super::batch::{MessageBatch, Outgoing, Part};
 use super::message::Message;
 use super::presence::{Member, Presence, PresenceWatch};
 use super::session::{Beginning, Session};
@@ -20,6 +20,7 @@ use super::{Acknowledge, PubSub, SubscribeOptions, TopicInfo, attachment};
 use crate::call::Failed;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
+use crate::otel;
 use crate::pubsub;
 use crate::rpc;
 
@@ -44,6 +45,39 @@ impl RemotePubSub {
             self.client.spawn(attachment::run(Arc::clone(shared), Arc::clone(session)));
         }
         Ok(session)
+    }
+
+    async fn send_parts(
+        &self,
+        parts: Vec<Part>,
+        mode: v1::PublishMode,
+    ) -> Result<Vec<Option<u32>>, Error> {
+        let deadline = self.client.shared().deadline(None);
+        let session = self.session()?;
+        let mut tickets = Vec::new();
+        for part in parts {
+            match session.room(part.packed.len(), deadline).await {
+                Ok(()) => tickets.push(session.publish_part(part, mode)?),
+                Err(error) if tickets.is_empty() => return Err(error),
+                // The first parts may be on their way.
+                Err(error) => return Err(unknown(error.to_string())),
+            }
+        }
+        let mut counts = Vec::new();
+        for ticket in tickets {
+            counts.append(&mut settled(ticket.settled(mode), deadline).await?);
+        }
+        Ok(counts)
+    }
+
+    async fn send_one(&self, message: Outgoing<'_>, mode: v1::PublishMode) -> Result<Option<u32>, Error> {
+        let deadline = self.client.shared().deadline(None);
+        let session = self.session()?;
+        let traced = otel::headers(&message);
+        let message = Outgoing { headers: traced.as_ref().or(message.headers), ..message };
+        session.room(message.encoded_len(), deadline).await?;
+        let ticket = session.publish(&message, mode)?;
+        Ok(settled(ticket.settled(mode), deadline).await?.pop().flatten())
     }
 
     async fn subscribe_for(
@@ -75,22 +109,8 @@ impl RemotePubSub {
         batch: MessageBatch,
         acknowledge: Acknowledge,
     ) -> Result<Vec<Option<u32>>, Error> {
-        let deadline = self.client.shared().deadline(None);
-        let (session, mode) = (self.session()?, mode_of(acknowledge));
-        let (mut tickets, parts) = (Vec::new(), batch.into_parts());
-        for part in parts {
-            match session.room(part.packed.len(), deadline).await {
-                Ok(()) => tickets.push(session.publish_part(part, mode)?),
-                Err(error) if tickets.is_empty() => return Err(error),
-                // The first parts may be on their way.
-                Err(error) => return Err(unknown(error.to_string())),
-            }
-        }
-        let mut counts = Vec::new();
-        for ticket in tickets {
-            counts.append(&mut settled(ticket.settled(mode), deadline).await?);
-        }
-        Ok(counts)
+        let publish = self.send_parts(batch.into_parts(), mode_of(acknowledge));
+        otel::publishing("", self.namespace(), publish).await
     }
 
     async fn publish_one(
@@ -99,11 +119,8 @@ impl RemotePubSub {
         acknowledge: Acknowledge,
     ) -> Result<Option<u32>, Error> {
         message.check()?;
-        let deadline = self.client.shared().deadline(None);
-        let (session, mode) = (self.session()?, mode_of(acknowledge));
-        session.room(message.encoded_len(), deadline).await?;
-        let ticket = session.publish(&message, mode)?;
-        Ok(settled(ticket.settled(mode), deadline).await?.pop().flatten())
+        let publish = self.send_one(message, mode_of(acknowledge));
+        otel::publishing(message.topic, self.namespace(), publish).await
     }
 }
 

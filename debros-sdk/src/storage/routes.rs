@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use crate::call::{Plan, Target};
+use crate::otel;
 use crate::refresh::REFRESH_TIMEOUT;
 use crate::rpc;
 use crate::shared::Shared;
@@ -129,7 +130,7 @@ impl Routes {
     ) -> impl Future<Output = Result<v1::StorageResponse, Status>> + Send + 'static {
         let calls = self.calls(peer);
         async move {
-            let call = v1::StorageCall { id: 0, request: Some(request) };
+            let call = v1::StorageCall { id: 0, request: Some(request), trace: otel::context() };
             let reply = calls.ask(call).await.map_err(status_of)?;
             match reply.outcome {
                 Some(v1::storage_reply::Outcome::Response(response)) => Ok(response),

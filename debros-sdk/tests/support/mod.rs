@@ -449,6 +449,12 @@ impl ClusterService for Service {
     ) -> Result<Response<v1::InitialiseResponse>, Status> {
         Err(Failure::new(ErrorCode::AlreadyExists, "a cluster exists").into())
     }
+    async fn log_level(
+        &self,
+        _: Request<v1::LogLevelRequest>,
+    ) -> Result<Response<v1::LogLevelResponse>, Status> {
+        Err(Failure::new(ErrorCode::NotReady, "this process keeps no log of its own").into())
+    }
 }
 
 impl State {

@@ -29,6 +29,16 @@ const DOORS: &[Door] = &[
         place: "debros-node/src/raft/",
         instead: "use what `crate::raft` offers, or widen it",
     },
+    Door {
+        library: "opentelemetry_sdk",
+        place: "debros-node/src/trace/",
+        instead: "use what `crate::trace` offers, or widen it",
+    },
+    Door {
+        library: "opentelemetry_otlp",
+        place: "debros-node/src/trace/",
+        instead: "use what `crate::trace` offers, or widen it",
+    },
 ];
 
 /// The module file of a door's folder is part of the door: `raft.rs` beside `raft/`.

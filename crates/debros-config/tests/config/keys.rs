@@ -16,6 +16,7 @@ fn sample(key: &KeyDoc) -> String {
         Kind::Path => "/sample".to_owned(),
         Kind::Duration { .. } => "36h5s".to_owned(),
         Kind::Size { .. } => "64MiB".to_owned(),
+        Kind::Ratio => "0.25".to_owned(),
         Kind::IpAddress => "127.1.2.3".to_owned(),
         Kind::ListenAddresses => "/ip4/127.0.0.1/tcp/4444".to_owned(),
         Kind::PeerAddresses => "/dnsaddr/example.org".to_owned(),
@@ -128,8 +129,7 @@ fn a_key_is_in_effect_or_named_when_it_is_set() {
 
 #[test]
 fn what_is_not_in_effect_says_what_does_not_happen() {
-    let text = "database: { backup_interval: 24h }\nsecurity: { auth_enabled: true }\n\
-                tracing: { otlp_endpoint: 'http://127.0.0.1:4318' }";
+    let text = "database: { backup_interval: 24h }\nsecurity: { auth_enabled: true }";
     let named: Vec<_> = valid(text).config.not_in_effect().iter().map(ToString::to_string).collect();
     assert_eq!(
         named,
@@ -137,7 +137,6 @@ fn what_is_not_in_effect_says_what_does_not_happen() {
             "`database.backup_interval` is not in effect: databases are not backed up by the node yet",
             "`security.auth_enabled` is not in effect: requests are not authenticated yet; whoever is admitted may do \
              everything",
-            "`tracing.otlp_endpoint` is not in effect: traces are not exported yet",
         ]
     );
 }

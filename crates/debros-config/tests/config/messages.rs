@@ -127,6 +127,12 @@ fn numbers_and_words() {
             "a URL beginning with http:// or https://, found `host:4318`",
         ),
         (
+            "tracing",
+            "sampling_ratio",
+            "2",
+            "a number from 0 to 1 with at most six decimals, such as 0.01, found `2`",
+        ),
+        (
             "discovery",
             "dht_prefix",
             "debros",

@@ -7,7 +7,7 @@ use std::{
 
 use debros_config::{
     Admin, ByteSize, Cluster, Config, Database, Discovery, Interval, ListenAddress, LogFormat, Logging, Node,
-    NodeType, PeerAddress, Security, Storage, Tracing, Transport,
+    NodeType, PeerAddress, Ratio, Security, Storage, Tracing, Transport,
 };
 use proptest::{
     collection::vec,
@@ -147,7 +147,9 @@ prop_compose! {
         output_file in option::of(path()),
         address in loopback(),
         port in 2_000..3_000_u16,
+        probe_interval in 0..=31_622_400_000_u64,
         otlp_endpoint in option::of("https?://[a-z0-9.]{1,20}(:[0-9]{1,4})?(/[a-z?=#&]{0,9})?"),
+        (millionths, slow) in (0..=1_000_000_u32, 1..=31_622_400_000_u64),
         id in option::of("[0-9a-f]{32}"),
     ) -> (Security, Logging, Admin, Tracing, Cluster) {
         let [auth_enabled, enable_tls, allow_insecure_listeners, json] = switches;
@@ -161,7 +163,13 @@ prop_compose! {
         };
         let format = if json { LogFormat::Json } else { LogFormat::Text };
         let logging = Logging { level: level.to_owned(), format, output_file };
-        (security, logging, Admin { address, port }, Tracing { otlp_endpoint }, Cluster { id })
+        let admin = Admin { address, port, probe_interval: Interval::from_milliseconds(probe_interval) };
+        let tracing = Tracing {
+            otlp_endpoint,
+            sampling_ratio: Ratio::from_millionths(millionths),
+            slow_threshold: Interval::from_milliseconds(slow),
+        };
+        (security, logging, admin, tracing, Cluster { id })
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::error::{Failure, LogError};
 use super::group::Group;
+use super::traces::Traces;
 use crate::raft::types::{LogId, TypeConfig, Vote};
 
 /// Bytes of appended entries that wait for the writer: four of the largest.
@@ -31,6 +32,7 @@ pub(super) enum Job {
         count: u64,
         ticket: u64,
         records: Vec<u8>,
+        traces: Traces,
         callback: IOFlushed<TypeConfig>,
     },
     Vote {

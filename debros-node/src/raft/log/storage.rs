@@ -27,6 +27,7 @@ use super::queue::{Done, Job};
 use super::reader;
 use super::record::{self, Kind};
 use super::store::Handle;
+use super::traces::Traces;
 use crate::raft::codec::entry_to_wire;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -103,12 +104,14 @@ impl GroupLog {
         }
         let count = entries.len() as u64;
         let ticket = state.next_ticket();
+        let traces = Traces::of(&shared.options.tracer, &entries);
         self.handle.push(Job::Append {
             group: self.group.clone(),
             first,
             count,
             ticket,
             records,
+            traces,
             callback,
         })?;
         state.append(entries);

@@ -22,6 +22,7 @@ use super::spare::Spares;
 use super::storage::GroupLog;
 use super::writer::Writer;
 use crate::blocking::{Blocking, Jobs};
+use crate::trace::Tracer;
 
 /// A segment must hold a checkpoint and some entries.
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
@@ -45,6 +46,8 @@ pub struct Options {
     pub tail_bytes_max: usize,
     /// Told of every flush, on the writer's thread: it must not block.
     pub on_flush: Option<OnFlush>,
+    /// Records what is done for entries that sampled requests proposed.
+    pub tracer: Tracer,
     /// Planted bug: a batch is flushed with the next one, so power loss loses acknowledged entries.
     #[cfg(feature = "planted-bugs")]
     pub acknowledge_before_fsync: bool,
@@ -57,6 +60,7 @@ impl Default for Options {
             segments_max: 8,
             tail_bytes_max: 64 << 20,
             on_flush: None,
+            tracer: Tracer::off(),
             #[cfg(feature = "planted-bugs")]
             acknowledge_before_fsync: false,
         }

@@ -41,7 +41,7 @@ fn log_id(term: u64, index: u64) -> LogId {
 
 fn entry(term: u64, index: u64, bytes: usize) -> Entry {
     let fill = u8::try_from((term * 31 + index) % 251).expect("below 251");
-    let command = Command(Bytes::from(vec![fill; bytes]));
+    let command = Command::from(Bytes::from(vec![fill; bytes]));
     Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(command) }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use debros_proto::GroupId;
 use tokio::time::Instant;
 
 use super::compact::{Compaction, Move};
@@ -14,9 +15,11 @@ use super::queue::Job;
 use super::record::{self, BATCH_BYTES, HardState, Kind, OVERHEAD_BYTES, Position};
 use super::segment::Segment;
 use super::store::{Flush, Shared, begin_segment};
+use super::traces::Traces;
 use crate::blocking::Jobs;
 use crate::raft::codec::{log_id_to_wire, vote_to_wire};
 use crate::raft::types::LogId;
+use crate::trace::Moment;
 
 /// Every segment keeps room for the batch that seals it and the one that a clean close leaves.
 const RESERVED_BYTES: usize = 2 * BATCH_BYTES + OVERHEAD_BYTES;
@@ -104,13 +107,24 @@ impl Writer {
             return Err((error, batch.into_jobs()));
         }
         let base = self.offset;
+        let began = batch.traces().next().map(|_| Moment::now());
         match self.flush(batch.entries) {
             Ok(()) => {
+                self.tell_traces(&batch, began);
                 self.complete(batch, base);
                 Ok(())
             }
             Err(error) => Err((error, batch.into_jobs())),
         }
+    }
+
+    /// Records what the batch was for those whose requests are traced.
+    fn tell_traces(&self, batch: &Batch, began: Option<Moment>) {
+        let Some(began) = began else { return };
+        let took = began.elapsed();
+        batch
+            .traces()
+            .for_each(|(group, traces)| traces.tell(group, &self.shared.options.tracer, began, took));
     }
 
     fn build(&mut self, jobs: Vec<Job>) -> Batch {
@@ -295,6 +309,14 @@ impl Drop for Writer {
 }
 
 impl Batch {
+    /// The traced entries of its jobs, with their groups.
+    fn traces(&self) -> impl Iterator<Item = (GroupId, &Traces)> {
+        self.jobs.iter().filter_map(|placed| match &placed.job {
+            Job::Append { group, traces, .. } if !traces.is_empty() => Some((group.id, traces)),
+            _ => None,
+        })
+    }
+
     fn into_jobs(self) -> Vec<Job> {
         self.jobs.into_iter().map(|placed| placed.job).collect()
     }
