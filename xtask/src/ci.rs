@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::steps::{cargo, run, step};
-use crate::{generate, rqlite_client, tidy, up};
+use crate::{generate, observe, rqlite_client, tidy, up};
 
 /// Everything that must hold before a change lands.
 pub(crate) fn ci() -> Result<()> {
@@ -25,13 +25,14 @@ pub(crate) fn ci() -> Result<()> {
     test()
 }
 
-/// Every test there is: those with node processes first (an rqlite client that is not ours, the demonstration), then cargo's.
+/// Every test there is: those with node processes first (an rqlite client that is not ours, the demonstration, a Prometheus), then cargo's.
 pub(crate) fn test() -> Result<()> {
     // The same selection as the tests', or cargo would build every dependency twice.
     step("build", || run(in_one_go(cargo(&["build", "--workspace", "--bins", "--tests"]))))?;
     let python = step("rqlite client: set up", rqlite_client::set_up)?;
     step("rqlite client: pyrqlite against every node", || rqlite_client::check(&python))?;
     step("demonstration", up::test)?;
+    observe::test()?;
     step("tests", || run(in_one_go(cargo(&["test", "--workspace"]))))
 }
 

@@ -8,43 +8,58 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use debros_config::{Effect, KEYS, KeyDoc};
 
-use crate::steps;
+use crate::slo::Slo;
+use crate::{dashboards, rules, steps};
 
+/// A file as it should be.
 struct Generated {
-    path: &'static str,
-    text: fn() -> String,
+    /// From the root of the workspace.
+    path: String,
+    text: String,
 }
 
-const GENERATED: &[Generated] = &[Generated { path: "docs/configuration.md", text: configuration_document }];
+/// Every file that is made from code, or from `configs/slo.yaml`.
+fn generated() -> Result<Vec<Generated>> {
+    let slo = Slo::read(&steps::workspace_root())?;
+    let mut all = vec![
+        ("docs/configuration.md".to_owned(), configuration_document()),
+        (rules::RULES_PATH.to_owned(), rules::rules_file(&slo)?),
+        (rules::ALERTS_PATH.to_owned(), rules::alerts_file(&slo)?),
+    ];
+    all.extend(rules::test_files(&slo)?);
+    all.extend(dashboards::files(&slo)?);
+    Ok(all.into_iter().map(|(path, text)| Generated { path, text }).collect())
+}
 
 /// Writes the generated files, or with `check` only compares them.
 pub(crate) fn run(check: bool) -> Result<()> {
-    let stale = stale(&steps::workspace_root())?;
+    let generated = generated()?;
+    let stale = stale(&steps::workspace_root(), &generated)?;
     if stale.is_empty() {
-        println!("gen: {} generated files are as they should be", GENERATED.len());
+        println!("gen: {} generated files are as they should be", generated.len());
         return Ok(());
     }
     if check {
-        let names = stale.iter().map(|file| file.path).collect::<Vec<_>>().join(", ");
+        let names = stale.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(", ");
         bail!("not what the code says: {names}. Run `cargo xtask gen` and commit what it writes");
     }
     for file in stale {
-        let path = steps::workspace_root().join(file.path);
+        let path = steps::workspace_root().join(&file.path);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        fs::write(&path, (file.text)()).with_context(|| format!("cannot write {}", file.path))?;
+        fs::write(&path, &file.text).with_context(|| format!("cannot write {}", file.path))?;
         println!("gen: wrote {}", file.path);
     }
     Ok(())
 }
 
 /// The files that are missing or differ from what the code says.
-fn stale(root: &Path) -> Result<Vec<&'static Generated>> {
+fn stale<'a>(root: &Path, generated: &'a [Generated]) -> Result<Vec<&'a Generated>> {
     let mut stale = Vec::new();
-    for file in GENERATED {
-        match fs::read_to_string(root.join(file.path)) {
-            Ok(text) if text == (file.text)() => {}
+    for file in generated {
+        match fs::read_to_string(root.join(&file.path)) {
+            Ok(text) if text == file.text => {}
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot read {}", file.path));
             }
@@ -106,7 +121,7 @@ mod tests {
 
     use debros_config::KEYS;
 
-    use super::{GENERATED, configuration_document, stale};
+    use super::{configuration_document, generated, stale};
 
     #[test]
     fn every_key_has_its_row() {
@@ -120,14 +135,16 @@ mod tests {
     #[test]
     fn a_file_is_stale_when_it_is_missing_or_changed() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(stale(folder.path()).unwrap().len(), GENERATED.len());
-        for file in GENERATED {
-            let path = folder.path().join(file.path);
+        let generated = generated().unwrap();
+        let stale = || stale(folder.path(), &generated).unwrap().len();
+        assert_eq!(stale(), generated.len());
+        for file in &generated {
+            let path = folder.path().join(&file.path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, (file.text)()).unwrap();
+            fs::write(&path, &file.text).unwrap();
         }
-        assert_eq!(stale(folder.path()).unwrap().len(), 0);
-        fs::write(folder.path().join(GENERATED[0].path), "changed").unwrap();
-        assert_eq!(stale(folder.path()).unwrap().len(), 1);
+        assert_eq!(stale(), 0);
+        fs::write(folder.path().join(&generated[0].path), "changed").unwrap();
+        assert_eq!(stale(), 1);
     }
 }

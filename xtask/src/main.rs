@@ -5,16 +5,22 @@ mod bench;
 mod ci;
 mod cluster;
 mod crash;
+mod dashboards;
 mod generate;
 mod grow;
 mod membership;
 mod metrics;
+mod observe;
 mod outage;
 mod pace;
+mod prometheus;
 mod puts;
+mod python;
 mod rqlite_client;
+mod rules;
 mod server;
 mod sim;
+mod slo;
 mod steps;
 mod storage;
 mod tidy;
@@ -40,9 +46,11 @@ enum Command {
     Crash(crash::CrashOptions),
     /// Grow a cluster from three nodes to five while clients put; check that nothing is lost, and how much moves.
     Grow(grow::GrowOptions),
+    /// Evaluate every panel, rule and alert by a real Prometheus on a real cluster under load; none may be empty or wrong.
+    Observe(observe::ObserveOptions),
     /// Everything CI runs: fmt, tidy, gen --check, clippy, docs, test.
     Ci,
-    /// All tests, with their own set-up: an rqlite client that is not ours, the demonstration, then cargo's.
+    /// All tests, with their own set-up: an rqlite client and a Prometheus that are not ours, the demonstration, then cargo's.
     Test,
     /// Check what the compiler cannot: crate edges, library doors, house rules, links.
     Tidy,
@@ -68,6 +76,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up::run(&options),
         Command::Crash(options) => crash::run(&options),
         Command::Grow(options) => grow::run(&options),
+        Command::Observe(options) => observe::run(&options),
         Command::Ci => ci::ci(),
         Command::Test => ci::test(),
         Command::Tidy => tidy::run(),

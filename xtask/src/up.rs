@@ -7,6 +7,7 @@ mod pubsub;
 mod storage;
 mod voice;
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -14,12 +15,18 @@ use clap::Args;
 use debros_sdk::Client;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cluster::{Cluster, Layout, node_program};
-use crate::membership;
+use crate::cluster::{Cluster, Layout, Node, node_program};
 use crate::steps::{cargo, run as run_program, target_folder};
+use crate::{membership, prometheus};
 use voice::Voice;
 
 const APPLICATION: &str = "demo";
+/// What Prometheus calls this cluster.
+const CLUSTER: &str = "up";
+/// Where a Prometheus is told of the nodes, below the folder of the cluster.
+const SCRAPE_FILE: &str = "prometheus.yaml";
+/// Somebody is watching: dashboards should move.
+const SCRAPE_SECONDS: u32 = 5;
 
 /// Options of `up`.
 #[derive(Args)]
@@ -115,6 +122,8 @@ async fn set(layout: Layout, voice: Voice) -> Result<Stage> {
     let took = voice.timed(cluster.start_all()).await?;
     voice.line(&format!("all ready after {took}"));
     let client = membership::client(&cluster, APPLICATION).await?;
+    let scrape = folder.join(SCRAPE_FILE);
+    fs::write(&scrape, prometheus::scrape_config(&cluster, CLUSTER, SCRAPE_SECONDS)?)?;
     let stage = Stage { cluster, client, folder, voice };
     show_addresses(&stage);
     Ok(stage)
@@ -130,6 +139,11 @@ fn show_addresses(stage: &Stage) {
             node.peer_address(),
         ));
     }
+    let admin = |node: &Node| format!("http://127.0.0.1:{}/metrics", node.admin_port());
+    let metrics = stage.cluster.nodes().iter().map(admin).collect::<Vec<_>>();
+    stage.voice.line(&format!("metrics: {}", metrics.join("  ")));
+    let scrape = stage.folder.join(SCRAPE_FILE);
+    stage.voice.line(&format!("to scrape them: prometheus --config.file {}", scrape.display()));
     stage.voice.line(&format!("data and logs: {}", stage.folder.display()));
     let address = stage.cluster.nodes()[0].peer_address();
     let debros = format!("cargo run -q -p debros-cli -- -b {address} -n {APPLICATION}");

@@ -101,7 +101,7 @@ impl KvMetrics {
         let gauges = [
             (
                 "divergent_partitions",
-                "Partitions that differed from a peer's in the last round",
+                "Partitions that differed from a peer's in the last round by more than writes under way",
                 &self.divergent_partitions,
             ),
             ("partitions_to_copy", "Partitions that this node still has to copy", &self.partitions_to_copy),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use v1::replica_call::Operation;
 use v1::replica_reply::Outcome;
 
+use super::clock::unix_ms_of;
 use super::coordinator::Coordinator;
 use super::layouts::View;
 use super::links::NoAnswer;
@@ -21,6 +22,8 @@ use super::record::{Entry, Place, Version};
 use super::replica::KEYS_PER_ANSWER_MAX;
 use super::store::{Applied, Durability, Origin, Put, ScanLimits, StoreError};
 
+/// What is younger than a round may be on its way still: under load some write always is.
+const UNDER_WAY_MS: u64 = 10_000;
 /// Partitions in one question.
 const ROOTS_PER_QUESTION: usize = 128;
 
@@ -93,7 +96,7 @@ fn shares(view: &View, one: NodeId, other: NodeId, partition: u16) -> bool {
     view.readers().holds(one, partition) && view.readers().holds(other, partition)
 }
 
-/// Compares some partitions with a peer and exchanges what differs; gives how many differed.
+/// Compares some partitions with a peer and exchanges what differs; gives how many differed, but for writes under way.
 async fn compare(
     coordinator: &Coordinator,
     view: &Arc<View>,
@@ -114,26 +117,25 @@ async fn compare(
         if mine.root()[..] == root[..] && store.collected(*partition) >= collected {
             continue;
         }
-        differed += 1;
-        exchange(coordinator, view, node, *partition).await?;
+        differed += usize::from(exchange(coordinator, view, node, *partition).await?);
     }
     Ok(differed)
 }
 
-/// Makes a partition equal here and at a peer, as far as this node may.
+/// Makes a partition equal here and at a peer, as far as this node may; tells whether anything but writes under way differed.
 pub(super) async fn exchange(
     coordinator: &Coordinator,
     view: &Arc<View>,
     node: NodeId,
     partition: u16,
-) -> Result<(), Unfinished> {
+) -> Result<bool, Unfinished> {
     let asked = v1::ReplicaLeaves { partition: u32::from(partition) };
     let Outcome::Leaves(theirs) = ask(coordinator, view, node, Operation::Leaves(asked)).await? else {
         return Err(Unfinished::Malformed);
     };
     let store = coordinator.inner.replica.store();
     let leaves = store.tree(partition).await?.differing(&theirs.leaves);
-    let mut after = Bytes::new();
+    let (mut after, mut differed) = (Bytes::new(), false);
     loop {
         let asked = v1::ReplicaKeys {
             partition: u32::from(partition),
@@ -147,13 +149,13 @@ pub(super) async fn exchange(
         let (complete, next, collected_to) =
             (theirs.complete, theirs.scanned_to.clone(), theirs.collected_to);
         let page = Page { partition, leaves: leaves.clone(), after, theirs };
-        merge(coordinator, view, node, page).await?;
+        differed |= merge(coordinator, view, node, page).await?;
         if complete {
             if collected_to > store.collected(partition) {
                 store.set_collected(view.version(), partition, collected_to).await?;
                 coordinator.inner.replica.drop_collected(partition).await?;
             }
-            return Ok(());
+            return Ok(differed);
         }
         if next.is_empty() {
             return Err(Unfinished::Malformed);
@@ -170,12 +172,13 @@ struct Page {
     theirs: v1::ReplicaKeysResult,
 }
 
+/// Exchanges what differs in a stretch; tells whether any of it is older than what may be under way.
 async fn merge(
     coordinator: &Coordinator,
     view: &Arc<View>,
     node: NodeId,
     page: Page,
-) -> Result<(), Unfinished> {
+) -> Result<bool, Unfinished> {
     let Page { partition, leaves, after, theirs } = page;
     let v1::ReplicaKeysResult { entries, complete, scanned_to, collected_to } = theirs;
     let entries = entries.into_iter().map(|entry| Entry::from_wire(partition, entry));
@@ -185,6 +188,7 @@ async fn merge(
     let end = (!complete).then_some(scanned_to);
     let mine = own(coordinator, partition, leaves, after, end).await?;
     let differences = differences(mine, theirs, collected_here, collected_to);
+    let settled = differences.any_before(coordinator.inner.clock.unix_ms().saturating_sub(UNDER_WAY_MS));
     let Differences { newer_there, newer_here, deleted_there } = differences;
     if !deleted_there.is_empty() {
         store.drop_exactly(deleted_there).await?;
@@ -212,7 +216,7 @@ async fn merge(
         given.1.map_err(Unfinished::Peer)?;
         waiting = rest;
     }
-    Ok(())
+    Ok(settled)
 }
 
 /// This node's entries of some leaves, after one place and up to another.
@@ -247,6 +251,15 @@ struct Differences {
     newer_here: Vec<Entry>,
     /// The peer has collected further and does not know them.
     deleted_there: Vec<(Place, Version)>,
+}
+
+impl Differences {
+    /// Whether one of them was written before this time.
+    fn any_before(&self, unix_ms: u64) -> bool {
+        let entries = self.newer_there.iter().chain(&self.newer_here).map(|entry| entry.record.version);
+        let versions = entries.chain(self.deleted_there.iter().map(|(_, version)| *version));
+        versions.into_iter().any(|version| unix_ms_of(version.clock) < unix_ms)
+    }
 }
 
 fn differences(
@@ -296,6 +309,7 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use super::{Differences, differences};
+    use crate::kv::clock::stamp_of;
     use crate::kv::record::{Entry, Record, Version};
 
     fn entry(key: &str, clock: u64) -> Entry {
@@ -314,6 +328,17 @@ mod tests {
         assert_eq!(found.newer_here, [entry("a", 2)]);
         assert_eq!(found.newer_there, [entry("b", 3), entry("c", 1)]);
         assert_eq!(found.deleted_there, []);
+    }
+
+    #[test]
+    fn writes_that_may_be_under_way_are_no_divergence() {
+        let clock = |unix_ms| stamp_of(unix_ms);
+        let found = differences(vec![entry("a", clock(500))], vec![entry("b", clock(900))], 0, 0);
+        assert!(found.any_before(501));
+        assert!(!found.any_before(500));
+        let collected = differences(vec![entry("old", clock(5))], vec![], 0, clock(10));
+        assert!(collected.any_before(6), "a peer that knows of a deletion is ahead");
+        assert!(!Differences::default().any_before(u64::MAX));
     }
 
     #[test]

@@ -1,0 +1,160 @@
+//! A mixed load: SQL, storage, registers, messages and rqlite's HTTP API, through each node, and mistakes of users among them. It is not
+//! fast: it is there so that everything that is measured happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use debros_sdk::{
+    Client, Database, LeaseListOptions, PubSub, RegisterListOptions, Registers, Storage, params,
+};
+use tokio::task::JoinHandle;
+use tokio::time::{interval, timeout};
+
+use crate::cluster::{Cluster, probe};
+use crate::membership;
+
+const APPLICATION: &str = "observe";
+const TOPIC: &str = "ships.1.position";
+const PATTERN: &str = "ships.*.position";
+/// One round of everything, by each node.
+const ROUND_EVERY: Duration = Duration::from_millis(50);
+/// Every so many rounds what is asked seldom.
+const SELDOM: u64 = 10;
+const HEARD_WITHIN: Duration = Duration::from_secs(30);
+const TABLE: &str = "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, text TEXT)";
+
+/// Clients under way, one for each node.
+pub(super) struct Load {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Load {
+    /// Connects to each node and begins.
+    pub(super) async fn start(cluster: &Cluster) -> Result<Self> {
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let first = membership::client_at(cluster, 0, APPLICATION).await?;
+        first.database().create_table(TABLE).await.context("cannot create a table")?;
+        first.close().await;
+        let mut tasks = Vec::new();
+        for (index, node) in cluster.nodes().iter().enumerate() {
+            let client = membership::client_at(cluster, index, APPLICATION).await?;
+            let user = User { client, name: node.name().to_owned(), http_port: node.http_port() };
+            let name = node.name().to_owned();
+            let (stop, rounds) = (stop.clone(), rounds.clone());
+            tasks.push(tokio::spawn(async move {
+                user.ask(&stop, &rounds).await.with_context(|| format!("the load at {name} failed"))
+            }));
+        }
+        Ok(Self { stop, rounds, tasks })
+    }
+
+    /// Fails when a client gave up.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(!self.tasks.iter().any(JoinHandle::is_finished), "a client of the load gave up");
+        Ok(())
+    }
+
+    /// Ends it; tells what it did.
+    pub(super) async fn stop(self) -> Result<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.context("a client of the load broke off")??;
+        }
+        Ok(format!("{} rounds of everything", self.rounds.load(Ordering::Relaxed)))
+    }
+}
+
+/// A client at one node.
+struct User {
+    client: Client,
+    name: String,
+    http_port: u16,
+}
+
+impl User {
+    async fn ask(self, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
+        let mut heard = self.client.pubsub().subscribe(PATTERN).await.context("cannot subscribe")?;
+        let mut tick = interval(ROUND_EVERY);
+        let mut round = 0;
+        while !stop.load(Ordering::Relaxed) {
+            tick.tick().await;
+            self.database(round).await.context("database")?;
+            self.storage(round).await.context("storage")?;
+            self.registers(round).await.context("registers")?;
+            self.pubsub(round).await.context("pub/sub")?;
+            let next = timeout(HEARD_WITHIN, heard.next_batch()).await.context("no message is heard")?;
+            next.context("the subscription ended")??;
+            if round % SELDOM == 0 {
+                self.http().await.context("HTTP")?;
+                self.mistakes().await?;
+            }
+            round += 1;
+            rounds.fetch_add(1, Ordering::Relaxed);
+        }
+        self.client.close().await;
+        Ok(())
+    }
+
+    async fn database(&self, round: u64) -> Result<()> {
+        let database = self.client.database();
+        let text = format!("{} says {round}", self.name);
+        database.execute("INSERT INTO notes (text) VALUES (?)", params![text]).await?;
+        database.query("SELECT count(*) FROM notes", params![]).await?;
+        if round % SELDOM == 0 {
+            self.client.list_databases().await?;
+        }
+        Ok(())
+    }
+
+    async fn storage(&self, round: u64) -> Result<()> {
+        let (storage, key) = (self.client.storage(), format!("{}/{}", self.name, round % 100));
+        storage.put(&key, round.to_string().into_bytes().into()).await?;
+        ensure!(storage.get(&key).await?.is_some(), "{key} was put and is not there");
+        if round % SELDOM == 0 {
+            storage.list(&format!("{}/", self.name), 10).await?;
+            storage.delete(&key).await?;
+        }
+        Ok(())
+    }
+
+    async fn registers(&self, round: u64) -> Result<()> {
+        let (registers, key) = (self.client.registers(), format!("{}/counter", self.name));
+        registers.increment(key.as_bytes(), 1).await?;
+        registers.get(key.as_bytes()).await?;
+        if round % SELDOM == 0 {
+            registers.list(b"", RegisterListOptions::default()).await?;
+            registers.list_leases(LeaseListOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    async fn pubsub(&self, round: u64) -> Result<()> {
+        let pubsub = self.client.pubsub();
+        pubsub.publish_acked(TOPIC, round.to_string().as_bytes()).await?;
+        if round % SELDOM == 0 {
+            pubsub.list_topics().await?;
+            pubsub.present(PATTERN).await?;
+            // Subscribing is an operation that has its promise, too.
+            drop(pubsub.subscribe("ships.*.weather").await?);
+        }
+        Ok(())
+    }
+
+    async fn http(&self) -> Result<()> {
+        let answer = probe(self.http_port, "/db/query?q=SELECT%201").await?;
+        ensure!(answer.status == 200, "status {}: {}", answer.status, answer.body);
+        Ok(())
+    }
+
+    /// What fails by the user's fault must not count as ours.
+    async fn mistakes(&self) -> Result<()> {
+        if self.client.database().query("SELECT * FROM nowhere", params![]).await.is_ok() {
+            bail!("a table that does not exist was read");
+        }
+        Ok(())
+    }
+}
