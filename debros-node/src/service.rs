@@ -5,6 +5,7 @@ pub mod authorise;
 mod cluster;
 mod databases;
 mod disk;
+mod forward;
 mod health;
 mod log_level;
 mod membership;

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use debros_net::grpc::{Channels, open_error};
+use debros_net::grpc::Channels;
 use debros_net::{Lane, PeerId};
 use debros_proto::names::CANARY_NAMESPACE;
 use debros_proto::{DatabaseName, ErrorCode, Failure, GroupId, HasHeader, LeaderHint, Namespace, limits, v1};
@@ -18,11 +18,11 @@ use v1::database_client::DatabaseClient;
 use v1::meta_command::Operation;
 
 use super::authorise::{Action, Authorised, Principal, authorise};
+use super::forward::forwarded;
 use super::membership::ClusterSlot;
 use super::replicas::Replicas;
 use crate::cluster::{Cluster, Liveness, map};
 use crate::sql::{self, Freshness, Write};
-use crate::trace::{self, KeyValue, SpanKind};
 
 /// Pause before looking for a leader again when nobody could say who it is.
 const LEADER_RETRY: Duration = Duration::from_millis(25);
@@ -577,26 +577,4 @@ impl Databases {
 fn abandoned(repeatable: bool) -> Failure {
     let code = if repeatable { ErrorCode::NotLeader } else { ErrorCode::UnknownOutcome };
     Failure::new(code, "the leader was replaced while the write was under way: it may have been applied")
-}
-
-/// A call to another node, as a part of the request's trace. One that never reached it has certainly had no effect.
-pub(super) async fn forwarded<Q, T, F>(
-    peer: PeerId,
-    request: Q,
-    call: impl FnOnce(tonic::Request<Q>) -> F,
-) -> Result<T, Failure>
-where
-    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-{
-    let mut part = trace::child("forward", SpanKind::Client);
-    part.tell(|| vec![KeyValue::new("network.peer.address", peer.to_string())]);
-    let answer = call(trace::carrying(request, part.context())).await;
-    let answer = answer.map(tonic::Response::into_inner).map_err(|status| match open_error(&status) {
-        Some(error) => Failure::new(ErrorCode::Unavailable, error.to_string()),
-        None => Failure::from_status(&status),
-    });
-    if let Err(failure) = &answer {
-        part.fail(failure.code.as_str_name());
-    }
-    answer
 }

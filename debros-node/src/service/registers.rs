@@ -21,7 +21,8 @@ use tonic::transport::Channel;
 use v1::registers_client::RegistersClient;
 
 use super::authorise::{Action, Authorised, Principal, authorise};
-use super::databases::{Databases, Target, forwarded};
+use super::databases::{Databases, Target};
+use super::forward::forwarded;
 use crate::cluster::map;
 
 pub use leases::end_leases;

@@ -10,6 +10,10 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+const EXPORTED: &str = "exported";
+const FAILED: &str = "failed";
+const DROPPED: &str = "dropped";
+
 /// The metrics of the tracer.
 #[derive(Clone, Default)]
 pub struct TraceMetrics {
@@ -25,6 +29,9 @@ impl TraceMetrics {
             "Recorded spans by what became of them: exported, failed (the collector did not take them), or dropped (no room in the queue)",
             metrics.spans.clone(),
         );
+        for outcome in [EXPORTED, FAILED, DROPPED] {
+            metrics.count(outcome, 0);
+        }
         metrics
     }
 
@@ -33,14 +40,14 @@ impl TraceMetrics {
     }
 
     pub(super) fn exported(&self, spans: usize) {
-        self.count("exported", spans);
+        self.count(EXPORTED, spans);
     }
 
     pub(super) fn failed(&self, spans: usize) {
-        self.count("failed", spans);
+        self.count(FAILED, spans);
     }
 
     pub(super) fn dropped(&self, spans: usize) {
-        self.count("dropped", spans);
+        self.count(DROPPED, spans);
     }
 }
