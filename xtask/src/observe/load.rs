@@ -88,7 +88,7 @@ impl User {
             self.pubsub(round).await.context("pub/sub")?;
             let next = timeout(HEARD_WITHIN, heard.next_batch()).await.context("no message is heard")?;
             next.context("the subscription ended")??;
-            if round % SELDOM == 0 {
+            if round.is_multiple_of(SELDOM) {
                 self.http().await.context("HTTP")?;
                 self.mistakes().await?;
             }
@@ -104,7 +104,7 @@ impl User {
         let text = format!("{} says {round}", self.name);
         database.execute("INSERT INTO notes (text) VALUES (?)", params![text]).await?;
         database.query("SELECT count(*) FROM notes", params![]).await?;
-        if round % SELDOM == 0 {
+        if round.is_multiple_of(SELDOM) {
             self.client.list_databases().await?;
         }
         Ok(())
@@ -114,7 +114,7 @@ impl User {
         let (storage, key) = (self.client.storage(), format!("{}/{}", self.name, round % 100));
         storage.put(&key, round.to_string().into_bytes().into()).await?;
         ensure!(storage.get(&key).await?.is_some(), "{key} was put and is not there");
-        if round % SELDOM == 0 {
+        if round.is_multiple_of(SELDOM) {
             storage.list(&format!("{}/", self.name), 10).await?;
             storage.delete(&key).await?;
         }
@@ -125,7 +125,7 @@ impl User {
         let (registers, key) = (self.client.registers(), format!("{}/counter", self.name));
         registers.increment(key.as_bytes(), 1).await?;
         registers.get(key.as_bytes()).await?;
-        if round % SELDOM == 0 {
+        if round.is_multiple_of(SELDOM) {
             registers.list(b"", RegisterListOptions::default()).await?;
             registers.list_leases(LeaseListOptions::default()).await?;
         }
@@ -135,7 +135,7 @@ impl User {
     async fn pubsub(&self, round: u64) -> Result<()> {
         let pubsub = self.client.pubsub();
         pubsub.publish_acked(TOPIC, round.to_string().as_bytes()).await?;
-        if round % SELDOM == 0 {
+        if round.is_multiple_of(SELDOM) {
             pubsub.list_topics().await?;
             pubsub.present(PATTERN).await?;
             // Subscribing is an operation that has its promise, too.
