@@ -241,9 +241,12 @@ impl PubSub {
         self.shared.router().topics(namespace, of)
     }
 
-    /// Who is here.
-    pub fn present(&self, namespace: &str, pattern: &Pattern) -> Vec<v1::PresentMember> {
-        self.shared.router().present(namespace, pattern)
+    /// Who is here, by topic, member, node and entry.
+    pub fn present(&self, namespace: &str, pattern: &Pattern) -> Vec<Arc<v1::PresentMember>> {
+        let mut members = self.shared.router().present(namespace);
+        // Others have the router meanwhile.
+        members.retain(|member| pattern.matches_text(&member.topic));
+        presence::in_order(members)
     }
 
     /// Tells the other nodes that nothing more is published here, once they have everything.

@@ -21,7 +21,7 @@ mod publishing;
 pub(crate) mod remote;
 pub(crate) mod replies;
 pub(crate) mod session;
-mod settling;
+pub(crate) mod settling;
 pub(crate) mod subscription;
 mod subscriptions;
 

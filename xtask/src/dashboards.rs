@@ -251,7 +251,13 @@ mod tests {
             for row in &dashboard.rows {
                 let tables = row.panels.iter().filter(|panel| panel.kind == Kind::Table).count();
                 let numbers = row.panels.iter().all(|panel| panel.kind == Kind::Number);
-                let most = if tables > 0 { 1 } else if numbers { 6 } else { 3 };
+                let most = if tables > 0 {
+                    1
+                } else if numbers {
+                    6
+                } else {
+                    3
+                };
                 assert!((1..=most).contains(&row.panels.len()), "{}: {}", dashboard.title, row.title);
             }
         }

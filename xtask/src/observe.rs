@@ -145,12 +145,7 @@ fn fresh(folder: &Path) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-async fn observe(
-    prometheus: &Prometheus,
-    load: &Load,
-    expressions: &[Expression],
-    run: &Run,
-) -> Result<()> {
+async fn observe(prometheus: &Prometheus, load: &Load, expressions: &[Expression], run: &Run) -> Result<()> {
     println!("a mixed load for {:?}", run.load_for);
     sleep(run.load_for).await;
     let started = Instant::now();
@@ -175,7 +170,11 @@ async fn observe(
     }
     ensure!(failing.is_empty(), "rules fail: {}", failing.join("; "));
     let wrong = verdicts.iter().filter(|verdict| !verdict.is_well()).count();
-    ensure!(wrong == 0, "{wrong} of {} expressions are empty, NaN or wrong (marked above)", expressions.len());
+    ensure!(
+        wrong == 0,
+        "{wrong} of {} expressions are empty, NaN or wrong (marked above)",
+        expressions.len()
+    );
     println!("{} expressions, each with a value", expressions.len());
     Ok(())
 }

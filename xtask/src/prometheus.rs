@@ -44,7 +44,9 @@ impl Programs {
         let programs = Self::in_folder(&folder.join("usr/bin"));
         if programs.is_none() {
             if Command::new("apt-get").arg("--version").output().is_err() {
-                println!("skipped: prometheus and promtool are not on the PATH, and without apt-get Debian's package cannot be had");
+                println!(
+                    "skipped: prometheus and promtool are not on the PATH, and without apt-get Debian's package cannot be had"
+                );
                 return Ok(None);
             }
             println!("Debian's package {PACKAGE} goes into {}; nothing is installed", folder.display());
@@ -53,7 +55,8 @@ impl Programs {
             )?;
         }
         let programs = Self::in_folder(&folder.join("usr/bin"));
-        let programs = programs.with_context(|| format!("the package {PACKAGE} has not the programs it had"))?;
+        let programs =
+            programs.with_context(|| format!("the package {PACKAGE} has not the programs it had"))?;
         println!("in the folder of the build: {}", programs.prometheus.display());
         Ok(Some(programs))
     }

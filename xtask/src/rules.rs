@@ -167,7 +167,10 @@ fn file(name: &'static str, rules: Vec<Rule>) -> Result<String> {
 /// As YAML, below a line that says where it comes from.
 fn written(content: &impl Serialize) -> Result<String> {
     let yaml = serde_saphyr::to_string(content)?;
-    Ok(format!("# Written by `cargo xtask gen` from {} and xtask/src/rules; edit those.\n{yaml}", crate::slo::PATH))
+    Ok(format!(
+        "# Written by `cargo xtask gen` from {} and xtask/src/rules; edit those.\n{yaml}",
+        crate::slo::PATH
+    ))
 }
 
 #[cfg(test)]
@@ -247,7 +250,10 @@ mod tests {
             let key = (recording.record.clone(), recording.labels.clone());
             for word in recording.expr.split(|c: char| !c.is_alphanumeric() && c != ':' && c != '_') {
                 let read = word.starts_with("debros:");
-                assert!(!read || known.iter().any(|(name, _)| name == word), "{word} is read before it is recorded");
+                assert!(
+                    !read || known.iter().any(|(name, _)| name == word),
+                    "{word} is read before it is recorded"
+                );
             }
             assert!(known.insert(key), "{} twice", recording.record);
         }

@@ -183,8 +183,11 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const MESSAGE_HEADERS_BYTES_MAX: usize = 16 << 10;
 /// The name of a queue group.
 pub const GROUP_BYTES_MAX: usize = 64;
-/// Messages of one batch: they are routed without a pause.
+/// Messages of one batch: an acknowledgement is for all of them.
 pub const PUBLISH_MESSAGES_MAX: usize = 16_384;
+/// Subscriptions that messages are handed to before other clients of the node have their turn: some 20 ms. What a batch
+/// or a frame holds beyond comes in its next turn.
+pub const ROUTING_TURN_DELIVERIES: usize = 1 << 17;
 /// Bytes of one batch; a single message always fits.
 pub const PUBLISH_BYTES_MAX: usize = MESSAGE_BYTES_MAX + (64 << 10);
 /// Bytes that one client may have under way to its node: some milliseconds at full speed.
@@ -205,22 +208,27 @@ pub const LINK_BACKLOG_BYTES: u64 = 8 << 20;
 pub const LINK_PATIENCE: Duration = Duration::from_secs(1);
 /// What waits for one subscription; past it the oldest is dropped, or the subscription ends.
 pub const SUBSCRIPTION_QUEUE_BYTES: usize = 16 << 20;
-/// What waits for all subscriptions of a session; past it each is held to [`SUBSCRIPTION_QUEUE_BYTES_ASSURED`].
+/// What waits for all subscriptions of a session; past it each is held to its equal part of this.
 pub const SESSION_QUEUES_BYTES: usize = 64 << 20;
-/// The same for all sessions of a node.
+/// What waits for all sessions of a node; past it a session that has more than its equal part of this is held to that, and
+/// those that read lose nothing by those that do not.
 pub const NODE_QUEUES_BYTES: usize = 512 << 20;
-/// What a subscription may have waiting however much waits for others: those that read lose nothing by those that do not.
-pub const SUBSCRIPTION_QUEUE_BYTES_ASSURED: usize = 256 << 10;
 /// Credit of one subscription: what a client may have to keep in memory.
 pub const SUBSCRIPTION_CREDIT_BYTES_MAX: u64 = 64 << 20;
 /// Subscriptions, and presences, of one session.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 20_000;
+/// Presences of one namespace in the whole cluster: every node keeps them, and tells all to whoever begins to watch.
+pub const PRESENCES_PER_NAMESPACE_MAX: usize = 20_000;
+/// Presences of the whole cluster: every node keeps them.
+pub const PRESENCES_MAX: usize = 65_536;
 /// Watches of who is present, of one session.
 pub const PRESENCE_WATCHES_PER_SESSION_MAX: usize = 256;
 /// Presence events that wait for an application in its process; past it the watch ends.
 pub const PRESENCE_EVENTS_MAX: usize = 65_536;
 /// Subscriptions of one node.
 pub const SUBSCRIPTIONS_MAX: usize = 200_000;
+/// One answer about what is subscribed to; there are more of them where it is not enough.
+pub const TOPICS_PAGE_BYTES: usize = 1 << 20;
 /// Sessions of one node: each is a stream and a task.
 pub const SESSIONS_PER_NODE_MAX: usize = 16_384;
 /// A subscription is acknowledged without the nodes that have not answered for so long.
@@ -238,6 +246,9 @@ pub const ORIGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages of queue groups that came from one node, were for members that have gone, and that node was not told yet;
 /// what comes beyond them is lost and counted.
 pub const BOUNCES_MAX: usize = 65_536;
+/// Nodes that left the cluster of which sessions are told, so that clients forget where those stood. A client that
+/// misses it hears of a node by itself when it goes on elsewhere.
+pub const DEPARTED_TOLD_MAX: usize = 64;
 /// Topics of a namespace whose receivers are kept ready.
 pub const ROUTES_KEPT_MAX: usize = 16_384;
 /// The name of who is present.

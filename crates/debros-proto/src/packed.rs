@@ -295,6 +295,11 @@ impl Runs {
     pub fn new(encoded: Bytes) -> Self {
         Self(encoded)
     }
+
+    /// Those that were not read yet, in the encoding.
+    pub fn rest(&self) -> &Bytes {
+        &self.0
+    }
 }
 
 impl Iterator for Runs {

@@ -83,15 +83,29 @@ impl<T> TopicTrie<T> {
     /// Removes the first value of a pattern for which `wanted` holds, and gives it.
     pub fn remove(&mut self, pattern: &Pattern, wanted: impl FnMut(&T) -> bool) -> Option<T> {
         let levels: Vec<&str> = pattern.as_str().split(SEPARATOR).collect();
-        let removed = remove(&mut self.root, &levels, wanted)?;
+        let removed = remove(&mut self.root, &levels, |values| take(values, wanted))??;
         self.values -= 1;
         Some(removed)
     }
 
+    /// Removes every value of a pattern for which `wanted` holds, at the cost of looking at each once. Gives how many.
+    pub fn remove_all(&mut self, pattern: &Pattern, mut wanted: impl FnMut(&T) -> bool) -> usize {
+        let levels: Vec<&str> = pattern.as_str().split(SEPARATOR).collect();
+        let removed = remove(&mut self.root, &levels, |values| {
+            let before = values.len();
+            values.retain(|value| !wanted(value));
+            values.shrink_to(values.len() * 2);
+            before - values.len()
+        });
+        let removed = removed.unwrap_or(0);
+        self.values -= removed;
+        removed
+    }
+
     /// Shows every value whose pattern matches the topic. The order depends on the patterns and the order
-    /// of insertion alone.
-    pub fn for_each_match<'t>(&'t self, topic: &str, mut show: impl FnMut(&'t T)) {
-        matches(&self.root, Some(topic), &mut show);
+    /// of insertion alone. Gives how many levels of patterns were looked at, which is what it cost.
+    pub fn for_each_match<'t>(&'t self, topic: &str, mut show: impl FnMut(&'t T)) -> usize {
+        matches(&self.root, Some(topic), &mut show)
     }
 
     /// The values whose pattern matches the topic.
@@ -102,32 +116,30 @@ impl<T> TopicTrie<T> {
     }
 }
 
-/// `rest` is what follows of the topic; `None` when all of it was walked.
-fn matches<'t, T>(node: &'t Node<T>, rest: Option<&str>, show: &mut impl FnMut(&'t T)) {
+/// `rest` is what follows of the topic; `None` when all of it was walked. Gives how many nodes were visited.
+fn matches<'t, T>(node: &'t Node<T>, rest: Option<&str>, show: &mut impl FnMut(&'t T)) -> usize {
     let Some(rest) = rest else {
         node.here.iter().for_each(show);
-        return;
+        return 1;
     };
     node.rest.iter().for_each(&mut *show);
     let (level, rest) = match rest.split_once(SEPARATOR) {
         Some((level, rest)) => (level, Some(rest)),
         None => (rest, None),
     };
-    if let Some(any) = &node.any {
-        matches(any, rest, show);
-    }
-    if let Some(literal) = node.literal.get(level) {
-        matches(literal, rest, show);
-    }
+    let any = node.any.as_ref().map_or(0, |any| matches(any, rest, show));
+    let literal = node.literal.get(level).map_or(0, |literal| matches(literal, rest, show));
+    1 + any + literal
 }
 
-fn remove<T>(node: &mut Node<T>, levels: &[&str], wanted: impl FnMut(&T) -> bool) -> Option<T> {
-    let Some((level, rest)) = levels.split_first() else { return take(&mut node.here, wanted) };
+/// Lets values be taken from those of a pattern, if it has any.
+fn remove<T, R>(node: &mut Node<T>, levels: &[&str], take: impl FnOnce(&mut Vec<T>) -> R) -> Option<R> {
+    let Some((level, rest)) = levels.split_first() else { return Some(take(&mut node.here)) };
     match *level {
-        ANY_REST => take(&mut node.rest, wanted),
+        ANY_REST => Some(take(&mut node.rest)),
         ANY_LEVEL => {
             let any = node.any.as_mut()?;
-            let removed = remove(any, rest, wanted);
+            let removed = remove(any, rest, take);
             if any.is_empty() {
                 node.any = None;
             }
@@ -135,7 +147,7 @@ fn remove<T>(node: &mut Node<T>, levels: &[&str], wanted: impl FnMut(&T) -> bool
         }
         literal => {
             let child = node.literal.get_mut(literal)?;
-            let removed = remove(child, rest, wanted);
+            let removed = remove(child, rest, take);
             if child.is_empty() {
                 node.literal.remove(literal);
             }

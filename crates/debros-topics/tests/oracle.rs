@@ -146,3 +146,18 @@ fn other_characters_are_literal() {
         assert!(!pattern.matches(&Topic::new("chat/room 2").unwrap()));
     }
 }
+
+#[test]
+fn values_of_one_pattern_are_removed_at_once_and_no_others() {
+    let (news, rest) = (Pattern::new("news.*").unwrap(), Pattern::new("news.>").unwrap());
+    let mut trie = TopicTrie::new();
+    for value in 0..100 {
+        trie.insert(&news, value);
+        trie.insert(&rest, value);
+    }
+    assert_eq!(trie.remove_all(&news, |value| value % 3 == 0), 34);
+    assert_eq!(trie.remove_all(&Pattern::new("news.x").unwrap(), |_| true), 0);
+    assert_eq!((trie.len(), trie.matches("news.x").len(), trie.matches("news.x.y").len()), (166, 166, 100));
+    assert_eq!(trie.remove_all(&news, |_| true) + trie.remove_all(&rest, |_| true), 166);
+    assert!(trie.is_empty());
+}

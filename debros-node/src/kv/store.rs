@@ -16,6 +16,7 @@
 
 mod alter;
 mod applier;
+mod at_once;
 mod changes;
 mod journal;
 mod layers;
@@ -41,6 +42,7 @@ use super::tree::Tree;
 use crate::blocking::{Blocking, Jobs};
 use crate::planted::{Bug, is_planted};
 use applier::Applier;
+use at_once::AtOnce;
 use changes::ChangeRing;
 use layers::SharedLayers;
 use reader::{ReadJob, Reader};
@@ -62,10 +64,6 @@ pub(super) const READS_WAITING_MAX: usize = 4096;
 /// Reads of one snapshot: a snapshot that lives long keeps old pages alive.
 const READS_PER_SNAPSHOT_MAX: usize = 256;
 
-/// A read where it is asked for that takes longer has waited for the disk.
-const READ_AT_ONCE_MAX: Duration = Duration::from_millis(1);
-/// After one such, reads go to the reader's thread for so long.
-const READ_BESIDE: Duration = Duration::from_secs(1);
 /// Pause between looks whether the files are closed.
 const CLOSED_YET: Duration = Duration::from_millis(5);
 
@@ -251,35 +249,6 @@ pub struct Store {
     blocking: Blocking,
     layers: SharedLayers,
     at_once: Arc<AtOnce>,
-}
-
-/// Whether points are read where they are asked for. That saves two changes of threads as long as what is read
-/// is in memory, and would hold up everything else while the disk is waited for.
-struct AtOnce {
-    opened: Instant,
-    /// Not before so many milliseconds after it was opened.
-    not_before_ms: AtomicU64,
-}
-
-impl AtOnce {
-    fn new() -> Self {
-        Self { opened: Instant::now(), not_before_ms: AtomicU64::new(0) }
-    }
-
-    fn may(&self, now: Instant) -> bool {
-        self.since_opened_ms(now) >= self.not_before_ms.load(Ordering::Relaxed)
-    }
-
-    fn took(&self, began: Instant) {
-        let now = Instant::now();
-        if now - began > READ_AT_ONCE_MAX {
-            self.not_before_ms.store(self.since_opened_ms(now + READ_BESIDE), Ordering::Relaxed);
-        }
-    }
-
-    fn since_opened_ms(&self, at: Instant) -> u64 {
-        u64::try_from((at - self.opened).as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 impl Store {

@@ -7,20 +7,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use debros_proto::coverage::Coverage;
-use debros_proto::packed::{Run, Runs};
+use debros_proto::packed::{self, Run, Runs};
 use debros_proto::{NodeId, limits, v1};
 use debros_topics::Pattern;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use v1::interest_change::About;
 
-use super::interest::{Interest, Key};
-use super::peer::Peer;
+use super::interest::{Interest, Key, Member};
+use super::peer::{Inbound, Peer};
 use super::publish::tell_here;
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::router::Router;
-use super::space::{Chosen, Remote};
+use super::space::{Chosen, Remote, head_of};
 use super::traces::Routing;
 use crate::planted::{Bug, is_planted};
 
@@ -39,6 +40,35 @@ pub(super) enum Broken {
     Gap { previous: u64, received: u64 },
     #[error("a frame cannot be read")]
     Damaged,
+}
+
+/// What became of a frame.
+pub(super) struct TakenFrame {
+    /// Subscriptions that have much waiting.
+    pub(super) pressed: Vec<Arc<Queue>>,
+    /// What was too much for one turn: a frame that is taken in next, before any other.
+    pub(super) rest: Option<v1::LinkFrame>,
+}
+
+/// The first messages of a run.
+struct TakenRun {
+    count: u32,
+    /// Their bytes.
+    messages: usize,
+}
+
+impl TakenRun {
+    /// What follows them, and the runs behind.
+    fn rest_of(&self, run: &Run, behind: &[u8]) -> Bytes {
+        let mut rest = BytesMut::new();
+        let Run { head, namespace, group, messages } = run;
+        if self.messages < messages.len() {
+            let head = head_of(head, self.count, head.count - self.count);
+            packed::put_run(&mut rest, &head, namespace, group, &messages[self.messages..]);
+        }
+        rest.extend_from_slice(behind);
+        rest.freeze()
+    }
 }
 
 impl Router {
@@ -62,6 +92,7 @@ impl Router {
         let back = &mut peer.back;
         (back.stream, back.replies, back.gathering) = (stream, Some(replies), None);
         (back.lost_since, back.given_up, back.goodbye) = (None, false, None);
+        back.is_between_turns = false;
         back.ask_again();
         let stand = v1::LinkStand { incarnation: own, received: back.received };
         back.reply(v1::LinkReply { stand: Some(stand), ..Default::default() });
@@ -75,13 +106,13 @@ impl Router {
         peer.back.lost_since = Some(Instant::now());
     }
 
-    /// Takes in a frame. Gives the subscriptions that have much waiting.
+    /// Takes in a frame, or as much of it as one turn is long enough for.
     pub(super) fn take_frame(
         &mut self,
         node: NodeId,
         stream: u64,
         frame: v1::LinkFrame,
-    ) -> Result<Vec<Arc<Queue>>, Broken> {
+    ) -> Result<TakenFrame, Broken> {
         if self.peers.get(&node).is_none_or(|peer| peer.back.stream != stream) {
             return Err(Broken::Replaced);
         }
@@ -90,8 +121,12 @@ impl Router {
         if let Some(changes) = interest {
             self.take_interest(node, changes);
         }
-        if let Some(routed) = routed {
-            self.take_routed(node, routed, &mut pressed)?;
+        if let Some(routed) = routed
+            && let Some(routed) = self.take_routed(node, routed, &mut pressed)?
+        {
+            let routed = Some(routed);
+            let rest = v1::LinkFrame { routed, replayed, state, goodbye, ..Default::default() };
+            return Ok(TakenFrame { pressed, rest: Some(rest) });
         }
         if let Some(replayed) = replayed {
             self.take_replayed(node, replayed)?;
@@ -109,15 +144,16 @@ impl Router {
             peer.ask();
         }
         peer.back.bounce();
-        Ok(pressed)
+        Ok(TakenFrame { pressed, rest: None })
     }
 
+    /// Gives what is too much for this turn.
     fn take_routed(
         &mut self,
         node: NodeId,
         routed: v1::RoutedMessages,
         pressed: &mut Vec<Arc<Queue>>,
-    ) -> Result<(), Broken> {
+    ) -> Result<Option<v1::RoutedMessages>, Broken> {
         let v1::RoutedMessages { previous, reached, runs, confirm, lost } = routed;
         let Some(peer) = self.peers.get(&node) else { return Err(Broken::Replaced) };
         let (received, incarnation) = (peer.back.received, peer.back.incarnation);
@@ -129,40 +165,64 @@ impl Router {
         if !lost.is_empty() {
             self.lag(Some(&lost));
         }
-        for run in Runs::new(runs) {
-            let run = run.map_err(|_| Broken::Damaged)?;
-            if run.head.origin != node.0 || run.head.incarnation != incarnation || run.head.count == 0 {
+        let (whole, mut runs) = (runs.len(), Runs::new(runs));
+        let (mut work_left, mut gave) = (limits::ROUTING_TURN_DELIVERIES, Vec::new());
+        while let Some(run) = runs.next() {
+            let mut run = run.map_err(|_| Broken::Damaged)?;
+            run.messages = part_of(whole, run.messages);
+            if run.head.origin != node.0
+                || run.head.incarnation != incarnation
+                || run.head.count == 0
+                || run.head.sequence == 0
+            {
                 return Err(Broken::Damaged);
             }
-            // The rest of its batch is in a frame that did not come: this one may come again.
-            let returns = !run.group.is_empty() && run.head.sequence > reached;
-            if returns && !self.give_once(node, &run) {
+            // It may have come before, when the link broke behind it and before the end of its batch.
+            let given = (run.head.sequence, run.group.clone());
+            if !run.group.is_empty() && self.was_given(node, &given) {
                 continue;
             }
-            self.take_run(node, &run, pressed)?;
+            let taken = self.take_run(node, &run, &mut work_left, pressed)?;
+            gave.extend((!run.group.is_empty()).then_some(given));
+            if taken.messages < run.messages.len() || work_left == 0 && !runs.rest().is_empty() {
+                let runs = taken.rest_of(&run, runs.rest());
+                // Runs to queue groups follow those to all, under the same sequences.
+                let first = Runs::new(runs.clone()).flatten().map(|run| run.head.sequence).min();
+                let previous = first.map_or(received, |first| received.max(first.saturating_sub(1)));
+                self.stand_at(node, previous, true, gave)?;
+                return Ok(Some(v1::RoutedMessages { previous, reached, runs, confirm, lost: Vec::new() }));
+            }
         }
-        let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
-        peer.back.received = reached;
-        peer.back.given.retain(|(sequence, _)| *sequence > reached);
+        let back = self.stand_at(node, reached, false, gave)?;
         if confirm {
-            peer.back.reply(v1::LinkReply { received: reached, ..Default::default() });
+            back.reply(v1::LinkReply { received: reached, ..Default::default() });
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn take_run(&mut self, node: NodeId, run: &Run, pressed: &mut Vec<Arc<Queue>>) -> Result<(), Broken> {
+    /// Takes in the first messages of a run, up to so much work.
+    fn take_run(
+        &mut self,
+        node: NodeId,
+        run: &Run,
+        work_left: &mut usize,
+        pressed: &mut Vec<Arc<Queue>>,
+    ) -> Result<TakenRun, Broken> {
         let Run { head, namespace, group, messages } = run;
+        let all = TakenRun { count: head.count, messages: messages.len() };
         let namespace = std::str::from_utf8(namespace).map_err(|_| Broken::Damaged)?;
-        let last = head.first.checked_add(u64::from(head.count) - 1).ok_or(Broken::Damaged)?;
+        head.first.checked_add(head.count.into()).ok_or(Broken::Damaged)?;
         let Some(space) = self.spaces.get_mut(namespace).filter(|space| !space.local.is_empty()) else {
             if !group.is_empty() && !head.rerouted {
                 self.bounce(node, run);
             }
-            return Ok(());
+            return Ok(all);
         };
         let routing = Routing::begin(&self.tracer);
-        let plan = space.plan(messages).map_err(|_| Broken::Damaged)?;
-        if plan.count != head.count {
+        let plan = space.plan(messages, *work_left).map_err(|_| Broken::Damaged)?;
+        *work_left = work_left.saturating_sub(plan.work);
+        let taken = TakenRun { count: plan.count, messages: plan.bytes };
+        if plan.count > head.count || (plan.count == head.count) != (plan.bytes == messages.len()) {
             return Err(Broken::Damaged);
         }
         if group.is_empty() {
@@ -170,9 +230,10 @@ impl Router {
             if is_planted(Bug::RepeatedNumbersTaken) {
                 *coverage = Coverage::new();
             }
-            let told = coverage.tell(head.base, head.first, last);
+            let told = coverage.tell(head.base, head.first, head.first + u64::from(plan.count) - 1);
             let told = tell_here(&told, &plan, head, messages, pressed, routing.as_ref());
-            return told.map_err(|_| Broken::Damaged);
+            told.map_err(|_| Broken::Damaged)?;
+            return Ok(taken);
         }
         let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
         let mut group = groups.filter(|known| known.name.as_bytes() == &group[..]);
@@ -188,13 +249,28 @@ impl Router {
             _ if !head.rerouted => self.bounce(node, run),
             _ => self.metrics.dropped(head.count.into()),
         }
-        Ok(())
+        Ok(all)
     }
 
-    /// Notes that a queue group's message goes to a member here; says whether it had not gone to one before.
-    fn give_once(&mut self, node: NodeId, run: &Run) -> bool {
-        let Some(peer) = self.peers.get_mut(&node) else { return false };
-        peer.back.given.insert((run.head.sequence, run.group.clone()))
+    /// Whether a message of a queue group went to a member here.
+    fn was_given(&self, node: NodeId, given: &(u64, Bytes)) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.back.given.contains(given))
+    }
+
+    /// Everything up to a sequence was taken in, and these messages of queue groups, some of them beyond it.
+    fn stand_at(
+        &mut self,
+        node: NodeId,
+        received: u64,
+        is_between_turns: bool,
+        gave: Vec<(u64, Bytes)>,
+    ) -> Result<&mut Inbound, Broken> {
+        let Some(peer) = self.peers.get_mut(&node) else { return Err(Broken::Replaced) };
+        let back = &mut peer.back;
+        (back.received, back.is_between_turns) = (received, is_between_turns);
+        back.given.extend(gave);
+        back.given.retain(|(sequence, _)| *sequence > received);
+        Ok(back)
     }
 
     fn bounce(&mut self, node: NodeId, run: &Run) {
@@ -217,9 +293,10 @@ impl Router {
             if lost {
                 queue.lag(None);
             }
+            let whole = runs.len();
             for run in Runs::new(runs) {
                 let Run { head, messages, .. } = run.map_err(|_| Broken::Damaged)?;
-                queue.push_replayed(&head, &messages);
+                queue.push_replayed(&head, &part_of(whole, messages));
                 asked.after = asked.after.max(head.sequence + u64::from(head.count) - 1);
             }
             if complete {
@@ -303,8 +380,6 @@ impl Router {
     }
 }
 
-type Member = (Arc<str>, v1::PresentMember);
-
 enum Changed {
     Nothing,
     Entry(Key, u32),
@@ -328,7 +403,7 @@ fn set(interest: &mut Interest, node: NodeId, change: v1::InterestChange) -> Cha
             Changed::Nothing
         }
         Some(About::Presence(v1::PresenceInterest { entry, topic, member, data, left })) => {
-            let member = v1::PresentMember { topic, member, data, node_id: node.0, entry };
+            let member = Arc::new(v1::PresentMember { topic, member, data, node_id: node.0, entry });
             let after = (!left).then_some((namespace, member));
             let before = interest.set_present(entry, after.clone());
             Changed::Present { before, after }

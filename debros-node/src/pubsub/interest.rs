@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::Hasher;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use debros_proto::{limits, v1};
 use debros_topics::Pattern;
@@ -26,7 +26,16 @@ pub(super) struct Key {
     pub(super) group: Option<Arc<str>>,
 }
 
+/// The least of all patterns.
+static FIRST_PATTERN: LazyLock<Pattern> =
+    LazyLock::new(|| Pattern::new("\0").expect("one character is a pattern"));
+
 impl Key {
+    /// The least of a namespace.
+    fn first(namespace: &str) -> Self {
+        Self { namespace: namespace.into(), pattern: FIRST_PATTERN.clone(), group: None }
+    }
+
     fn change(&self, members: u32) -> v1::InterestChange {
         let group = self.group.as_deref().unwrap_or_default().to_owned();
         let pattern = self.pattern.as_str().to_owned();
@@ -35,14 +44,19 @@ impl Key {
     }
 }
 
+/// Somebody who is present, and in which namespace.
+pub(super) type Member = (Arc<str>, Arc<v1::PresentMember>);
+
 /// Everything that one node is interested in.
 #[derive(Default)]
 pub(super) struct Interest {
     /// How many subscriptions; for those without a group others see at most one.
     pub(super) entries: BTreeMap<Key, u32>,
     pub(super) publishes: BTreeSet<Arc<str>>,
-    /// Namespace and who, by the node's number.
-    pub(super) present: BTreeMap<u64, (Arc<str>, v1::PresentMember)>,
+    /// Who is present, by the node's number.
+    pub(super) present: BTreeMap<u64, Member>,
+    /// These numbers, by namespace.
+    present_in: BTreeMap<Arc<str>, BTreeSet<u64>>,
     digest: u64,
 }
 
@@ -59,7 +73,13 @@ impl Interest {
 
     /// Whether there is any subscription in a namespace.
     pub(super) fn is_in(&self, namespace: &str) -> bool {
-        self.entries.keys().any(|key| *key.namespace == *namespace)
+        self.entries_in(namespace).next().is_some()
+    }
+
+    /// The subscriptions in a namespace.
+    pub(super) fn entries_in(&self, namespace: &str) -> impl Iterator<Item = (&Key, &u32)> {
+        let from = self.entries.range(Key::first(namespace)..);
+        from.take_while(move |(key, _)| *key.namespace == *namespace)
     }
 
     /// Sets how many subscriptions there are; says whether others see a difference.
@@ -88,22 +108,36 @@ impl Interest {
     }
 
     /// Notes who is present; `None` for nobody any more. Gives who was.
-    pub(super) fn set_present(
-        &mut self,
-        entry: u64,
-        member: Option<(Arc<str>, v1::PresentMember)>,
-    ) -> Option<(Arc<str>, v1::PresentMember)> {
-        if let Some((namespace, member)) = &member {
-            self.digest = self.digest.wrapping_add(present_hash(entry, namespace, member));
-        }
-        let before = match member {
-            Some(member) => self.present.insert(entry, member),
+    pub(super) fn set_present(&mut self, entry: u64, member: Option<Member>) -> Option<Member> {
+        let before = match &member {
+            Some(member) => self.present.insert(entry, member.clone()),
             None => self.present.remove(&entry),
         };
         if let Some((namespace, member)) = &before {
             self.digest = self.digest.wrapping_sub(present_hash(entry, namespace, member));
+            if let Some(entries) = self.present_in.get_mut(namespace) {
+                entries.remove(&entry);
+                if entries.is_empty() {
+                    self.present_in.remove(namespace);
+                }
+            }
+        }
+        if let Some((namespace, member)) = &member {
+            self.digest = self.digest.wrapping_add(present_hash(entry, namespace, member));
+            self.present_in.entry(namespace.clone()).or_default().insert(entry);
         }
         before
+    }
+
+    /// How many are present in a namespace.
+    pub(super) fn present_count(&self, namespace: &str) -> usize {
+        self.present_in.get(namespace).map_or(0, BTreeSet::len)
+    }
+
+    /// Who is present in a namespace.
+    pub(super) fn present_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<v1::PresentMember>> {
+        let entries = self.present_in.get(namespace).into_iter().flatten();
+        entries.filter_map(|entry| self.present.get(entry)).map(|(_, member)| member)
     }
 
     fn all(&self) -> Vec<v1::InterestChange> {
@@ -221,7 +255,7 @@ impl Own {
     }
 
     /// Somebody is present, or not any more.
-    pub(super) fn set_present(&mut self, namespace: &Arc<str>, member: &v1::PresentMember, left: bool) {
+    pub(super) fn set_present(&mut self, namespace: &Arc<str>, member: &Arc<v1::PresentMember>, left: bool) {
         self.interest.set_present(member.entry, (!left).then(|| (namespace.clone(), member.clone())));
         self.note(present_change(namespace, member, left));
     }

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use v1::routing_client::RoutingClient;
 use v1::routing_server::RoutingServer;
 
-use super::inbound::Broken;
+use super::inbound::{Broken, TakenFrame};
 use super::outbound::Next;
 use super::queue::Patience;
 use super::{PubSubSlot, Shared};
@@ -192,11 +192,19 @@ async fn serve(
     let hello = first.and_then(|frame| frame.hello).ok_or(Broken::NoHello)?;
     let stream = shared.router().accept_link(node, hello, replies)?;
     let _served = Served { shared, node, stream };
-    let mut patience = Patience::new();
+    let mut patience = Patience::of_link();
     while let Ok(Some(frame)) = frames.message().await {
-        let pressed = shared.router().take_frame(node, stream, frame)?;
-        if !pressed.is_empty() {
-            patience.give(pressed).await;
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            let TakenFrame { pressed, rest } = shared.router().take_frame(node, stream, frame)?;
+            if !pressed.is_empty() {
+                patience.give(pressed).await;
+            }
+            if rest.is_some() {
+                // Others have their turn at the router.
+                tokio::task::yield_now().await;
+            }
+            next = rest;
         }
     }
     Ok(())

@@ -90,6 +90,8 @@ pub(super) struct Inbound {
     pub(super) incarnation: u64,
     /// Everything up to here that concerns this node was handed to its subscriptions.
     pub(super) received: u64,
+    /// A part of a frame is with the subscriptions, which may have more than `received` says.
+    pub(super) is_between_turns: bool,
     /// Its interest, as it was told last.
     pub(super) interest: Interest,
     /// The version of that.
@@ -208,6 +210,7 @@ impl Peer {
                 replies: None,
                 incarnation: 0,
                 received: 0,
+                is_between_turns: false,
                 interest: Interest::default(),
                 version: 0,
                 heeded_from: 0,
@@ -252,9 +255,10 @@ impl Inbound {
         self.unaware.retain(|unaware| unaware.queue.strong_count() > 0);
     }
 
-    /// Whether it was asked for messages that have not come.
-    pub(super) fn asks_still(&self) -> bool {
-        self.asked.values().any(|asked| asked.queue.strong_count() > 0)
+    /// Whether subscriptions stand at different places: it was asked for messages that have not come, or a frame was
+    /// taken in as a part.
+    pub(super) fn stands_apart(&self) -> bool {
+        self.is_between_turns || self.asked.values().any(|asked| asked.queue.strong_count() > 0)
     }
 
     /// Answers the stream that is served. Of a reply that finds no room the next heartbeat's says the same

@@ -9,10 +9,10 @@ use debros_proto::packed::{MessageRef, RunHead};
 use debros_proto::{Failure, NodeId, limits, v1};
 use tokio::time::Instant;
 
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::ring::{Batch, Nodes, Segment};
 use super::router::Router;
-use super::space::{Chosen, Piece, Plan, head_of};
+use super::space::{Chosen, Piece, Plan, check_all, head_of};
 use super::traces::Routing;
 
 /// A batch of a session.
@@ -37,6 +37,8 @@ pub(super) struct Taken {
     pub(super) pressed: Vec<Arc<Queue>>,
     /// Nodes that are far behind.
     pub(super) behind: Vec<NodeId>,
+    /// What was too much for one turn: a batch that is taken in next.
+    pub(super) rest: Option<v1::Publish>,
 }
 
 /// The receivers of consecutive messages.
@@ -48,31 +50,39 @@ pub(super) struct Goes {
 }
 
 impl Router {
-    /// Takes in a batch.
+    /// Takes in a batch, or as much of it as one turn is long enough for.
     ///
     /// # Errors
-    /// It is refused as a whole.
+    /// It is refused as a whole: what follows in later turns is sound.
     pub(super) fn publish(&mut self, incoming: Incoming) -> Result<Taken, Failure> {
         let Incoming { namespace, publisher, base, batch } = incoming;
         let v1::Publish { mut first, mode, again, mut messages } = batch;
         let routing = Routing::begin(&self.tracer);
         let mode = v1::PublishMode::try_from(mode)
             .map_err(|_| Failure::invalid(format!("{mode} is no mode of publishing")))?;
+        if messages.len() > limits::PUBLISH_BYTES_MAX {
+            return Err(Failure::limit("PUBLISH_BYTES_MAX", limits::PUBLISH_BYTES_MAX, messages.len()));
+        }
         let (node, incarnation, sequence) = (self.node.0, self.incarnation, self.ring.last() + 1);
         let space = self.space(&namespace);
-        let mut plan = check(space.plan(&messages)?, first, &messages)?;
+        let mut plan = space.plan(&messages, limits::ROUTING_TURN_DELIVERIES)?;
+        check(&plan, first, &messages)?;
         let last = first + u64::from(plan.count) - 1;
+        let rest = (plan.bytes < messages.len()).then(|| {
+            let messages = messages.split_off(plan.bytes);
+            v1::Publish { first: last + 1, mode: mode.into(), again, messages }
+        });
         let known = space.publisher(publisher).accepted;
         if known >= first {
             let repeated = (known - first + 1).min(u64::from(plan.count)) as u32;
             self.metrics.repeated(repeated.into());
             if known >= last {
-                return Ok(self.taken_before(&namespace, last, mode));
+                return Ok(Taken { rest, ..self.taken_before(&namespace, last, mode) });
             }
             let rest = plan.part(&messages, repeated..plan.count).map_err(damaged)?;
             messages = messages.slice(rest[0].at.start..);
             first = known + 1;
-            plan = self.space(&namespace).plan(&messages)?;
+            plan = self.space(&namespace).plan(&messages, usize::MAX)?;
         }
         let space = self.space(&namespace);
         let from = space.publisher(publisher);
@@ -82,7 +92,7 @@ impl Router {
         let count = plan.count;
         let head =
             RunHead { count, origin: node, incarnation, sequence, publisher, base, first, rerouted: false };
-        let mut taken = Taken { last, sequence: space.last, ..Default::default() };
+        let mut taken = Taken { last, sequence: space.last, rest, ..Default::default() };
         tell_here(&told, &plan, &head, &messages, &mut taken.pressed, routing.as_ref()).map_err(damaged)?;
         // What was sent before may have reached a member through another node.
         let away = (!again).then_some(&self.away);
@@ -165,7 +175,7 @@ impl Router {
         let (namespace, message) = (entry.namespace.clone(), entry.messages.slice(segment.from..segment.to));
         let head = RunHead { rerouted: true, ..head_of(&entry.head, index, 1) };
         let Some(space) = self.spaces.get_mut(&namespace) else { return };
-        let Ok(plan) = space.plan(&message) else { return };
+        let Ok(plan) = space.plan(&message, usize::MAX) else { return };
         let groups = plan.pieces.first().into_iter().flat_map(|piece| &piece.route.groups);
         let Some(group) = groups.into_iter().find(|group| *group.name == bounced.group) else { return };
         self.metrics.bounced();
@@ -190,20 +200,19 @@ fn damaged(error: debros_proto::packed::Damaged) -> Failure {
     Failure::invalid(error.to_string())
 }
 
-fn check(plan: Plan, first: u64, messages: &Bytes) -> Result<Plan, Failure> {
-    if plan.count == 0 {
+/// Whether a batch can be taken in of which this is the plan, or the plan of its beginning.
+fn check(plan: &Plan, first: u64, messages: &Bytes) -> Result<(), Failure> {
+    let count = plan.count + check_all(&messages[plan.bytes..])?;
+    if count == 0 {
         return Err(Failure::invalid("a batch has at least one message"));
     }
-    if messages.len() > limits::PUBLISH_BYTES_MAX {
-        return Err(Failure::limit("PUBLISH_BYTES_MAX", limits::PUBLISH_BYTES_MAX, messages.len()));
+    if count as usize > limits::PUBLISH_MESSAGES_MAX {
+        return Err(Failure::limit("PUBLISH_MESSAGES_MAX", limits::PUBLISH_MESSAGES_MAX, count));
     }
-    if plan.count as usize > limits::PUBLISH_MESSAGES_MAX {
-        return Err(Failure::limit("PUBLISH_MESSAGES_MAX", limits::PUBLISH_MESSAGES_MAX, plan.count));
-    }
-    if first == 0 || first.checked_add(plan.count.into()).is_none() {
+    if first == 0 || first.checked_add(count.into()).is_none() {
         return Err(Failure::invalid("a publisher's numbers begin at 1 and end before 2^64"));
     }
-    Ok(plan)
+    Ok(())
 }
 
 /// Hands a run to this node's subscriptions of their own, as far as it is news to them.
@@ -245,7 +254,7 @@ pub(super) fn tell_here(
 fn deliver(pieces: &[Piece], head: &RunHead, messages: &Bytes, pressed: &mut Vec<Arc<Queue>>) {
     for piece in pieces.iter().filter(|piece| !piece.route.local.is_empty()) {
         let head = head_of(head, piece.index, piece.count);
-        let slice = messages.slice(piece.at.clone());
+        let slice = part_of(messages.len(), messages.slice(piece.at.clone()));
         for queue in &piece.route.local {
             if queue.push(&head, &slice) && !pressed.iter().any(|known| Arc::ptr_eq(known, queue)) {
                 pressed.push(queue.clone());
@@ -259,7 +268,8 @@ fn deliver(pieces: &[Piece], head: &RunHead, messages: &Bytes, pressed: &mut Vec
 fn deliver_to_resuming(pieces: &[Piece], head: &RunHead, messages: &Bytes) {
     for piece in pieces {
         for queue in piece.route.local.iter().filter(|queue| queue.is_resuming()) {
-            queue.push(&head_of(head, piece.index, piece.count), &messages.slice(piece.at.clone()));
+            let slice = part_of(messages.len(), messages.slice(piece.at.clone()));
+            queue.push(&head_of(head, piece.index, piece.count), &slice);
         }
     }
 }
@@ -287,12 +297,12 @@ fn segments(
             for group in &route.groups {
                 match group.choose(None, away) {
                     None => {}
-                    Some(Chosen::Local(queue))
-                        if queue.push(&head_of(head, index, 1), &messages.slice(from..to)) =>
-                    {
-                        pressed.push(queue.clone());
+                    Some(Chosen::Local(queue)) => {
+                        let slice = part_of(messages.len(), messages.slice(from..to));
+                        if queue.push(&head_of(head, index, 1), &slice) {
+                            pressed.push(queue.clone());
+                        }
                     }
-                    Some(Chosen::Local(_)) => {}
                     Some(Chosen::Remote(node)) => {
                         let to_nodes = Nodes::One(node, group.name.clone());
                         segments.push(Segment { from, to, index, count: 1, to_nodes });

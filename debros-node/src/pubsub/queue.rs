@@ -18,15 +18,20 @@ use tokio::time::Instant;
 use v1::session_event::Event;
 
 use super::metrics::PubSubMetrics;
-use super::outlet::Outlet;
+use super::outlet::{Allowed, Outlet};
 use crate::planted::{Bug, is_planted};
 
 /// What an entry costs beside its messages.
 const ENTRY_BYTES: usize = 128;
-/// Behind so much, small messages are copied: as slices they would keep the whole frame in memory that they came in.
-const COPY_BEHIND_BYTES: usize = 64 << 10;
-/// What is small.
+/// Messages that are not sent at once are copied up to here: as slices they would keep the whole frame in memory that they
+/// came in.
 const COPY_BYTES_MAX: usize = 16 << 10;
+/// A larger frame or batch is not kept in memory for a small part of it, whenever that is sent.
+const SHARED_BYTES_MAX: usize = 2 * limits::PUBSUB_FRAME_BYTES;
+/// What is no small part of it: this fraction.
+const SHARED_FRACTION: usize = 4;
+/// A queue that is empty keeps room for so many entries.
+const ENTRIES_KEPT: usize = 64;
 /// Above this a queue is worth a moment's wait, below the half of it the wait ends.
 const PRESSED_BYTES: usize = limits::SUBSCRIPTION_QUEUE_BYTES / 2;
 
@@ -60,6 +65,15 @@ enum Entry {
     Lagged(Option<u64>),
 }
 
+impl Entry {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Messages(_, messages) => messages.len() + ENTRY_BYTES,
+            Self::Lagged(_) => ENTRY_BYTES,
+        }
+    }
+}
+
 /// What of an origin's messages is not for a subscription that resumes.
 #[derive(Clone, Copy)]
 enum Gate {
@@ -80,6 +94,7 @@ impl Queue {
     ) -> Arc<Self> {
         let credit = credit.min(limits::SUBSCRIPTION_CREDIT_BYTES_MAX) as i64;
         let state = Mutex::new(State { credit, ..Default::default() });
+        outlet.open_queue();
         Arc::new(Self {
             number,
             outlet,
@@ -124,15 +139,14 @@ impl Queue {
     }
 
     fn add(self: &Arc<Self>, mut state: MutexGuard<'_, State>, head: &RunHead, messages: &Bytes) -> bool {
-        let messages = match state.bytes > COPY_BEHIND_BYTES && messages.len() < COPY_BYTES_MAX {
+        let waits = state.credit <= 0 || self.outlet.is_behind();
+        let messages = match waits && messages.len() < COPY_BYTES_MAX {
             true => Bytes::copy_from_slice(messages),
             false => messages.clone(),
         };
-        let added = messages.len() + ENTRY_BYTES;
-        state.bytes += added;
-        state.entries.push_back(Entry::Messages(*head, messages));
+        let added = state.push(Entry::Messages(*head, messages));
         let allowed = self.outlet.allowed(added);
-        if state.bytes > allowed {
+        if state.bytes > allowed.bytes && (state.entries.len() > 1 || !allowed.newest) {
             match self.overflow {
                 v1::Overflow::DropOldest => self.drop_oldest(&mut state, allowed),
                 v1::Overflow::Disconnect => {
@@ -148,11 +162,11 @@ impl Queue {
         pressed
     }
 
-    fn drop_oldest(&self, state: &mut State, allowed: usize) {
+    fn drop_oldest(&self, state: &mut State, allowed: Allowed) {
         let (mut missed, before) = (Some(0), state.bytes);
-        // The newest stays, however large it is.
-        while state.bytes > allowed
-            && state.entries.len() > 1
+        let mut was_told = false;
+        while state.bytes > allowed.bytes
+            && state.entries.len() > usize::from(allowed.newest)
             && let Some(oldest) = state.pop()
         {
             match oldest {
@@ -160,22 +174,28 @@ impl Queue {
                     self.metrics.dropped(u64::from(head.count));
                     missed = join(missed, Some(u64::from(head.count)));
                 }
-                Entry::Lagged(more) => missed = join(missed, more),
+                Entry::Lagged(more) => (missed, was_told) = (join(missed, more), true),
             }
         }
-        self.outlet.gone(before - state.bytes);
         if is_planted(Bug::LaggedSwallowed) {
+            self.outlet.gone(before - state.bytes);
             return;
         }
         if let Some(Entry::Lagged(known)) = state.entries.front_mut() {
             *known = join(*known, missed);
         } else {
-            self.metrics.lagged();
+            if !was_told {
+                self.metrics.lagged();
+            }
+            state.bytes += ENTRY_BYTES;
             state.entries.push_front(Entry::Lagged(missed));
         }
+        // What went was an entry at least, and the notice is one at most.
+        self.outlet.gone(before - state.bytes);
     }
 
     fn tell_overflow(&self) {
+        self.outlet.note_overflow();
         self.metrics.lagged();
         let (limit, found) = (limits::SUBSCRIPTION_QUEUE_BYTES, "more waiting, alone or with others");
         let failure = Failure::limit("SUBSCRIPTION_QUEUE_BYTES", limit, found).into_call();
@@ -193,7 +213,9 @@ impl Queue {
             *known = join(*known, missed);
         } else {
             self.metrics.lagged();
-            state.entries.push_back(Entry::Lagged(missed));
+            let added = state.push(Entry::Lagged(missed));
+            // A notice stays however full the queue is: there is one for each entry at most.
+            self.outlet.allowed(added);
         }
         self.announce(state);
     }
@@ -216,15 +238,15 @@ impl Queue {
     /// What can be sent at once, and whether there is more.
     pub(super) fn take(&self) -> (Option<v1::Deliveries>, bool) {
         let mut state = self.state();
-        let mut lagged = None;
+        let (mut lagged, waiting) = (None, state.bytes);
         if state.can_send()
             && let Some(Entry::Lagged(missed)) = state.entries.front()
         {
             lagged = Some(v1::Lagged { missed: *missed });
-            state.entries.pop_front();
+            state.pop();
         }
         let mut runs = BytesMut::new();
-        let (mut count, waiting) = (0, state.bytes);
+        let mut count = 0;
         while state.credit > 0
             && let Some(Entry::Messages(head, messages)) = state.entries.front()
             && (runs.is_empty() || runs.len() + messages.len() <= limits::PUBSUB_FRAME_BYTES)
@@ -240,6 +262,9 @@ impl Queue {
             state.pop();
         }
         self.outlet.gone(waiting - state.bytes);
+        if state.entries.is_empty() {
+            state.entries.shrink_to(ENTRIES_KEPT);
+        }
         state.stalled = false;
         state.is_ready = state.can_send();
         let (more, room) = (state.is_ready, state.bytes <= PRESSED_BYTES / 2);
@@ -330,12 +355,18 @@ impl State {
         }
     }
 
+    /// Gives how many bytes it adds.
+    fn push(&mut self, entry: Entry) -> usize {
+        let added = entry.bytes();
+        self.bytes += added;
+        self.entries.push_back(entry);
+        added
+    }
+
     fn pop(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front();
-        if let Some(Entry::Messages(_, messages)) = &entry {
-            self.bytes -= messages.len() + ENTRY_BYTES;
-        }
-        entry
+        let entry = self.entries.pop_front()?;
+        self.bytes -= entry.bytes();
+        Some(entry)
     }
 
     fn can_send(&self) -> bool {
@@ -346,9 +377,23 @@ impl State {
     /// Gives how many bytes were waiting.
     fn end(&mut self) -> usize {
         self.ended = true;
-        self.entries.clear();
+        self.entries = VecDeque::new();
         self.gates.clear();
         std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.outlet.close_queue();
+    }
+}
+
+/// A part of what came as one in so many bytes: as a slice where it may keep all of that in memory, else as a copy.
+pub(super) fn part_of(whole: usize, part: Bytes) -> Bytes {
+    match whole > SHARED_BYTES_MAX && part.len() < whole / SHARED_FRACTION {
+        true => Bytes::copy_from_slice(&part),
+        false => part,
     }
 }
 
@@ -361,23 +406,36 @@ fn join(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 pub(super) struct Patience {
     left: Duration,
     refilled: Instant,
+    /// The most of one wait.
+    max: Duration,
+    /// The budget grows by this part of the time.
+    share: u32,
 }
 
-/// The most of one wait.
-const PATIENCE_MAX: Duration = Duration::from_millis(250);
-/// The budget grows by this part of the time.
-const PATIENCE_SHARE: u32 = 4;
+/// A publisher waits for subscriptions of its own namespace.
+const PUBLISHER_PATIENCE: (Duration, u32) = (Duration::from_millis(250), 4);
+/// A link carries the messages of all namespaces: what it waits for one, others wait for, too.
+const LINK_PATIENCE: (Duration, u32) = (Duration::from_millis(5), 20);
 
 impl Patience {
-    /// A full budget.
-    pub(super) fn new() -> Self {
-        Self { left: PATIENCE_MAX, refilled: Instant::now() }
+    /// Of a publisher here, with a full budget.
+    pub(super) fn of_publisher() -> Self {
+        Self::new(PUBLISHER_PATIENCE)
+    }
+
+    /// Of a link from another node, with a full budget.
+    pub(super) fn of_link() -> Self {
+        Self::new(LINK_PATIENCE)
+    }
+
+    fn new((max, share): (Duration, u32)) -> Self {
+        Self { left: max, refilled: Instant::now(), max, share }
     }
 
     /// Waits until there is room in these queues, or the budget is used up.
     pub(super) async fn give(&mut self, pressed: Vec<Arc<Queue>>) {
         let began = Instant::now();
-        self.left = PATIENCE_MAX.min(self.left + began.duration_since(self.refilled) / PATIENCE_SHARE);
+        self.left = self.max.min(self.left + began.duration_since(self.refilled) / self.share);
         for queue in pressed {
             let within = self.left.saturating_sub(began.elapsed());
             if within.is_zero() {
@@ -385,7 +443,10 @@ impl Patience {
             }
             queue.room(within).await;
         }
-        self.left = self.left.saturating_sub(began.elapsed());
-        self.refilled = Instant::now();
+        let took = began.elapsed();
+        // A timer takes a millisecond at least: what was too long is paid back before the budget grows again.
+        let overdrawn = took.saturating_sub(self.left);
+        self.left = self.left.saturating_sub(took);
+        self.refilled = self.refilled.max(Instant::now()) + overdrawn * self.share;
     }
 }

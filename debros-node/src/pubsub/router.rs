@@ -4,19 +4,17 @@
 //!
 //! Nothing here waits. Order among the locks: the router's, then a queue's, then an outlet's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use debros_net::PeerId;
 use debros_proto::{ErrorCode, Failure, NodeId, limits, v1};
 use tokio::time::Instant;
-use v1::session_event::Event;
 
 use super::PubSubOptions;
 use super::interest::{Interest, Key, Own};
 use super::metrics::PubSubMetrics;
-use super::outlet::Outlet;
+use super::outlet::{Backlog, Later, Outlet};
 use super::peer::Peer;
 use super::presence::Watch;
 use super::queue::Queue;
@@ -36,7 +34,8 @@ pub(super) struct Router {
     pub(super) away: BTreeSet<NodeId>,
     pub(super) own: Own,
     pub(super) sessions: BTreeMap<u64, Session>,
-    pub(super) watches: Vec<Watch>,
+    /// By namespace.
+    pub(super) watches: BTreeMap<Arc<str>, Vec<Watch>>,
     pub(super) subscriptions: usize,
     pub(super) stopping: bool,
     /// It was told who the members are.
@@ -45,8 +44,10 @@ pub(super) struct Router {
     pub(super) tracer: Tracer,
     /// The last sequence that left the ring.
     pub(super) forgotten: u64,
-    /// Bytes in the queues of all subscriptions.
-    waiting: Arc<AtomicUsize>,
+    /// Nodes that were members, the latest last.
+    departed: VecDeque<u64>,
+    /// What waits for all sessions.
+    pub(super) backlog: Arc<Backlog>,
     /// What one subscription may have waiting.
     queue_bytes: usize,
     next_number: u64,
@@ -61,7 +62,7 @@ pub(super) struct Session {
     /// This node's number for a presence, by the client's.
     pub(super) present: BTreeMap<u64, u64>,
     /// The positions that it was told last.
-    told: Arc<[v1::Position]>,
+    pub(super) told: Arc<[v1::Position]>,
 }
 
 impl Router {
@@ -83,14 +84,15 @@ impl Router {
             away: BTreeSet::new(),
             own: Own::new(),
             sessions: BTreeMap::new(),
-            watches: Vec::new(),
+            watches: BTreeMap::new(),
             subscriptions: 0,
             stopping: false,
             has_members: false,
             metrics,
             tracer: Tracer::off(),
             forgotten: 0,
-            waiting: Arc::default(),
+            departed: VecDeque::new(),
+            backlog: Arc::default(),
             queue_bytes: options.queue_bytes,
             next_number: 1,
         }
@@ -98,7 +100,7 @@ impl Router {
 
     /// Bytes in the queues of all subscriptions.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.backlog.bytes()
     }
 
     /// A number that was not given before.
@@ -119,7 +121,7 @@ impl Router {
         }
         let namespace = self.space(namespace).name.clone();
         self.space(&namespace).sessions += 1;
-        let (number, outlet) = (self.number(), Outlet::new(self.queue_bytes, self.waiting.clone()));
+        let (number, outlet) = (self.number(), Outlet::new(self.queue_bytes, self.backlog.clone()));
         let session = Session {
             outlet: outlet.clone(),
             namespace,
@@ -137,13 +139,13 @@ impl Router {
     pub(super) fn detach(&mut self, session: u64) {
         let Some(ended) = self.sessions.remove(&session) else { return };
         let Session { outlet, namespace, client: _, queues, present, told: _ } = ended;
-        for (queue, key) in queues.into_values() {
-            self.take_out(&queue, &key);
+        if !queues.is_empty() {
+            self.take_out_all(&namespace, queues.into_values().collect());
         }
         for entry in present.into_values() {
             self.leave(&namespace, entry);
         }
-        self.watches.retain(|watch| !Arc::ptr_eq(&watch.outlet, &outlet));
+        self.end_watches(&namespace, |watch| Arc::ptr_eq(&watch.outlet, &outlet));
         self.space(&namespace).sessions -= 1;
         outlet.end(Ok(()));
         self.wake_links();
@@ -199,6 +201,7 @@ impl Router {
                 let asked = peer.back.asked.values().filter_map(|asked| asked.queue.upgrade());
                 asked.for_each(|queue| queue.open_gate(node.0, 0, 0));
             }
+            self.depart(node);
         }
         let new: Vec<_> = members
             .iter()
@@ -212,6 +215,15 @@ impl Router {
         new
     }
 
+    /// Clients may forget where a node stood: what could be missed of it was reported by now.
+    fn depart(&mut self, node: NodeId) {
+        if self.departed.len() >= limits::DEPARTED_TOLD_MAX {
+            self.departed.pop_front();
+        }
+        self.departed.push_back(node.0);
+        self.sessions.values_mut().for_each(|session| session.told = Arc::default());
+    }
+
     /// There is something for all links.
     pub(super) fn wake_links(&self) {
         self.peers.values().for_each(|peer| peer.out.waker.wake());
@@ -220,11 +232,12 @@ impl Router {
     /// Takes out what has ended by overflowing: its client was told so.
     fn take_out_ended(&mut self) {
         let mut ended = Vec::new();
-        for session in self.sessions.values_mut() {
-            ended.extend(session.queues.extract_if(.., |_, (queue, _)| queue.has_ended()));
+        for session in self.sessions.values_mut().filter(|session| session.outlet.has_overflowed()) {
+            let queues = session.queues.extract_if(.., |_, (queue, _)| queue.has_ended());
+            ended.push((session.namespace.clone(), queues.map(|(_, ended)| ended).collect::<Vec<_>>()));
         }
-        for (_, (queue, key)) in ended {
-            self.take_out(&queue, &key);
+        for (namespace, queues) in ended {
+            self.take_out_all(&namespace, queues);
         }
     }
 
@@ -246,7 +259,7 @@ impl Router {
             .peers
             .iter()
             .filter(|(_, peer)| peer.back.incarnation != 0)
-            .filter(|(_, peer)| !of_all || !peer.back.is_new && !peer.back.asks_still());
+            .filter(|(_, peer)| !of_all || !peer.back.is_new && !peer.back.stands_apart());
         let others = others.map(|(node, peer)| v1::Position {
             origin: node.0,
             incarnation: peer.back.incarnation,
@@ -283,7 +296,7 @@ impl Router {
         self.tell_positions();
         self.metrics.set_links(self.peers.values().filter(|peer| peer.out.stands).count());
         self.metrics.set_ring_bytes(self.ring.bytes());
-        self.metrics.set_queue_bytes(self.waiting.load(Ordering::Relaxed));
+        self.metrics.set_queue_bytes(self.backlog.bytes());
     }
 
     /// Namespaces in which nobody publishes any more, and of which nothing is on its way.
@@ -298,20 +311,23 @@ impl Router {
 
     fn tell_positions(&mut self) {
         let positions: Arc<[v1::Position]> = self.positions(true).into();
+        let some_unaware = self.peers.values().any(|peer| !peer.back.unaware.is_empty());
+        let is_gone = |node: &u64| !self.peers.contains_key(&NodeId(*node));
+        let gone: Arc<[u64]> = self.departed.iter().copied().filter(is_gone).collect();
         for session in self.sessions.values_mut() {
             if session.queues.is_empty() || session.told == positions || session.outlet.is_overdue() {
                 continue;
             }
             // What a node published that does not know of a subscription was not delivered, wherever it stands.
             let is_busy = |queue: &Arc<Queue>| !queue.is_idle() || queue.is_unaware();
-            let busy = session.queues.values().filter(|(queue, _)| is_busy(queue));
+            let may_be_busy = !session.outlet.is_idle() || some_unaware;
+            let busy = session.queues.values().filter(|(queue, _)| may_be_busy && is_busy(queue));
             let except: Vec<u64> = busy.map(|(queue, _)| queue.number()).collect();
             if except.is_empty() {
                 session.told = positions.clone();
             }
             if except.len() < session.queues.len() {
-                let event = v1::Positions { positions: positions.to_vec(), except };
-                session.outlet.tell(Event::Positions(event));
+                session.outlet.tell_later(Later::Positions(positions.clone(), except, gone.clone()));
             }
         }
     }

@@ -51,6 +51,8 @@ struct Work {
     waiting_bytes: usize,
     held: Option<BoxFuture<'static, Patience>>,
     patience: Option<Patience>,
+    /// A batch of which the first messages are taken in: its first number, and where they go.
+    begun: Option<(u64, Vec<Goes>)>,
     /// What the client is told in a moment.
     accepted: Option<Accepted>,
     under_way: FuturesUnordered<BoxFuture<'static, ()>>,
@@ -85,7 +87,8 @@ impl Session {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             held: None,
-            patience: Some(Patience::new()),
+            patience: Some(Patience::of_publisher()),
+            begun: None,
             accepted: None,
             under_way: FuturesUnordered::new(),
         };
@@ -209,19 +212,22 @@ impl Work {
             .map_err(|_| Failure::invalid(format!("{overflow} is no way to overflow")))?;
         let metrics = shared.metrics.clone();
         let queue = Queue::new(subscription, credit_bytes, overflow, outlet.clone(), metrics);
+        let resumed: Option<Vec<u64>> =
+            resume.then(|| positions.iter().map(|position| position.origin).collect());
         let wanted = Wanted {
             pattern,
             group: (!group.is_empty()).then(|| group.into()),
             queue: queue.clone(),
             resume: resume.then_some(positions),
         };
-        let heeds = shared.router().subscribe(*number, wanted)?;
+        let number = *number;
+        let heeds = shared.router().subscribe(number, wanted)?;
         let (shared, outlet) = (shared.clone(), outlet.clone());
         let begin = async move {
             shared.settled().await;
             shared.heeded(heeds).await;
-            let (positions, unaware) = shared.router().begun(&queue, heeds, resume);
-            outlet.tell(Event::Subscribed(v1::Subscribed { subscription, positions, unaware }));
+            let subscribed = shared.router().begun(number, &queue, heeds, resumed.as_deref());
+            outlet.tell(Event::Subscribed(subscribed));
             shared.metrics.subscribe_answered(since, None);
         };
         self.under_way.push(begin.boxed());
@@ -243,10 +249,21 @@ impl Work {
         }
         let incoming = Incoming { namespace: namespace.clone(), publisher: *publisher, base, batch };
         let taken = shared.router().publish(incoming);
-        let Taken { last, sequence, goes, pressed, behind } = match taken {
+        let Taken { last, sequence, goes, pressed, behind, rest } = match taken {
             Ok(taken) => taken,
-            Err(failure) => return self.refuse_batch(since, first, failure),
+            Err(failure) => {
+                let first = self.begun.take().map_or(first, |(first, _)| first);
+                return self.refuse_batch(since, first, failure);
+            }
         };
+        let (first, goes) = match self.begun.take() {
+            Some((first, before)) => (first, before.into_iter().chain(goes).collect()),
+            None => (first, goes),
+        };
+        if let Some(rest) = rest {
+            self.begun = Some((first, goes));
+            return self.give_way(since, rest, pressed, behind);
+        }
         match mode {
             v1::PublishMode::Accepted => {
                 self.accepted.get_or_insert_with(Accepted::new).last = last;
@@ -276,6 +293,16 @@ impl Work {
             }
         }
         self.hold(pressed, behind);
+    }
+
+    /// Lets others have their turn before the rest of a batch is taken in.
+    fn give_way(&mut self, since: Instant, rest: v1::Publish, pressed: Vec<Arc<Queue>>, behind: Vec<NodeId>) {
+        self.waiting_bytes += rest.messages.len() + BATCH_BYTES;
+        self.waiting.push_front((since, rest));
+        self.hold(pressed, behind);
+        if let Some(patience) = self.patience.take() {
+            self.held = Some(tokio::task::yield_now().map(|()| patience).boxed());
+        }
     }
 
     /// Before the first batch the other nodes hear that there will be some.
@@ -385,11 +412,11 @@ impl Shared {
         Ok(without)
     }
 
-    /// Waits until these nodes have taken most of what is for them. One that takes nothing is not waited for
-    /// again before it has.
+    /// Waits until these nodes have taken most of what is for them, for all of them at once. One that takes nothing
+    /// is not waited for again before it has.
     async fn caught_up(&self, nodes: Vec<NodeId>) {
+        let deadline = Instant::now() + limits::LINK_PATIENCE;
         for node in nodes {
-            let deadline = Instant::now() + limits::LINK_PATIENCE;
             loop {
                 let Some(room) = self.router().peers.get(&node).map(|peer| peer.out.room.clone()) else {
                     break;

@@ -12,13 +12,17 @@ use bytes::Bytes;
 use debros_proto::coverage::Coverage;
 use debros_proto::packed::{Damaged, MessageRef, RunHead};
 use debros_proto::{Failure, NodeId, limits};
-use debros_topics::{Topic, TopicTrie};
+use debros_topics::{InvalidTopic, Topic, TopicTrie};
 use tokio::time::Instant;
 
 use super::queue::Queue;
 
 /// Receivers in kept routes: a topic of ten thousand subscriptions is not kept sixteen thousand times.
 const ROUTE_RECEIVERS_MAX: usize = 1 << 20;
+/// So many levels of patterns are looked at in the time of one delivery.
+const LEVELS_PER_DELIVERY: usize = 4;
+/// So many receivers are found, or compared, in the time of one delivery.
+const FOUND_PER_DELIVERY: usize = 32;
 
 /// A subscription of this node.
 pub(super) struct Local {
@@ -114,11 +118,15 @@ pub(super) struct Piece {
     pub(super) route: Arc<Route>,
 }
 
-/// A batch, by where its messages go.
+/// A batch, by where its messages go; or as much of it as one turn is long enough for.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) pieces: Vec<Piece>,
     pub(super) count: u32,
+    /// The bytes of these messages.
+    pub(super) bytes: usize,
+    /// What it costs to find the receivers and to deliver, in deliveries.
+    pub(super) work: usize,
 }
 
 impl Plan {
@@ -164,6 +172,8 @@ pub(super) struct Space {
     routes: HashMap<Box<[u8]>, Arc<Route>>,
     /// Receivers in all kept routes.
     receivers: usize,
+    /// The one that was found last: topics that the same patterns match share it.
+    found: Option<Arc<Route>>,
     pub(super) publishers: HashMap<u64, Publisher>,
     pub(super) sessions: usize,
     /// The others know that clients of this node publish here.
@@ -183,6 +193,7 @@ impl Space {
             remote: TopicTrie::new(),
             routes: HashMap::new(),
             receivers: 0,
+            found: None,
             publishers: HashMap::new(),
             sessions: 0,
             announced: false,
@@ -194,7 +205,7 @@ impl Space {
     /// Interest has changed.
     pub(super) fn forget_routes(&mut self) {
         self.routes.clear();
-        self.receivers = 0;
+        (self.receivers, self.found) = (0, None);
     }
 
     /// What is known of a publisher; something from now on.
@@ -227,14 +238,15 @@ impl Space {
             && self.last <= self.forgotten
     }
 
-    /// Finds where every message goes.
+    /// Finds where messages go: all of them, or the first ones up to so much work.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` or `LIMIT_EXCEEDED`, by the message at fault.
-    pub(super) fn plan(&mut self, messages: &Bytes) -> Result<Plan, Failure> {
+    pub(super) fn plan(&mut self, messages: &Bytes, work_max: usize) -> Result<Plan, Failure> {
         let mut plan = Plan::default();
-        let (mut at, mut topic): (usize, &[u8]) = (0, b"");
-        while at < messages.len() {
+        let mut topic: &[u8] = b"";
+        while plan.bytes < messages.len() && (plan.work < work_max || plan.count == 0) {
+            let at = plan.bytes;
             let message =
                 MessageRef::first(&messages[at..]).map_err(|error| Failure::invalid(error.to_string()))?;
             check(&message)?;
@@ -244,63 +256,133 @@ impl Space {
             let same = plan.pieces.last_mut().filter(|_| message.topic == topic);
             if let Some(piece) = same {
                 (piece.at.end, piece.count) = (end, piece.count + 1);
+                plan.work += piece.route.groups.len();
             } else {
-                let route = self.route(message.topic)?;
+                let (route, found) = self.route(message.topic)?;
+                plan.work += found + route.groups.len();
                 match plan.pieces.last_mut() {
-                    Some(piece) if piece.route.is_same(&route) => {
+                    Some(piece) if Arc::ptr_eq(&piece.route, &route) => {
                         (piece.at.end, piece.count) = (end, piece.count + 1);
                     }
-                    _ => plan.pieces.push(Piece { at: at..end, index, count: 1, route }),
+                    Some(piece) if piece.route.is_same(&route) => {
+                        (piece.at.end, piece.count) = (end, piece.count + 1);
+                        plan.work += route.local.len() / FOUND_PER_DELIVERY;
+                    }
+                    _ => {
+                        plan.work += route.local.len() + route.nodes.len();
+                        plan.pieces.push(Piece { at: at..end, index, count: 1, route });
+                    }
                 }
                 topic = message.topic;
             }
-            at = end;
+            plan.bytes = end;
         }
         Ok(plan)
     }
 
-    /// Who gets the messages of a topic.
-    pub(super) fn route(&mut self, topic: &[u8]) -> Result<Arc<Route>, Failure> {
+    /// Who gets the messages of a topic, and what it cost to find out, in deliveries.
+    fn route(&mut self, topic: &[u8]) -> Result<(Arc<Route>, usize), Failure> {
         if let Some(route) = self.routes.get(topic) {
-            return Ok(route.clone());
+            return Ok((route.clone(), 0));
         }
         let checked = Topic::try_from(topic).map_err(|error| Failure::invalid(error.to_string()))?;
-        let route = Arc::new(self.find(checked.as_str()));
-        self.receivers += route.local.len() + route.nodes.len();
+        let found = self.find(checked.as_str());
+        let receivers = found.receivers();
+        let work = found.levels / LEVELS_PER_DELIVERY + receivers / FOUND_PER_DELIVERY;
+        let route = match self.found.as_ref().filter(|route| found.is(route)) {
+            Some(route) => route.clone(),
+            None => {
+                let route = Arc::new(found.into_route());
+                self.receivers += receivers;
+                route
+            }
+        };
         if self.routes.len() >= limits::ROUTES_KEPT_MAX || self.receivers > ROUTE_RECEIVERS_MAX {
             self.forget_routes();
         }
+        self.found = Some(route.clone());
         self.routes.insert(topic.into(), route.clone());
-        Ok(route)
+        Ok((route, work))
     }
 
-    fn find(&self, topic: &str) -> Route {
-        let (mut local, mut nodes): (Vec<Arc<Queue>>, Vec<NodeId>) = (Vec::new(), Vec::new());
-        let mut groups: Vec<Group> = Vec::new();
-        let place = |groups: &mut Vec<Group>, name: &Arc<str>| {
-            groups.iter().position(|group| group.name == *name).unwrap_or_else(|| {
-                groups.push(Group { name: name.clone(), local: Vec::new(), remote: Vec::new() });
+    fn find<'s>(&'s self, topic: &str) -> Found<'s> {
+        let mut found = Found::default();
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut place = |groups: &mut Vec<Group>, name: &'s Arc<str>| {
+            *places.entry(name).or_insert_with(|| {
+                groups.push(Group { name: Arc::clone(name), local: Vec::new(), remote: Vec::new() });
                 groups.len() - 1
             })
         };
-        self.local.for_each_match(topic, |found| match &found.group {
-            None => local.push(found.queue.clone()),
+        let Found { local, nodes, groups, levels } = &mut found;
+        *levels += self.local.for_each_match(topic, |found| match &found.group {
+            None => local.push(&found.queue),
             Some(name) => {
-                let at = place(&mut groups, name);
+                let at = place(groups, name);
                 groups[at].local.push(found.queue.clone());
             }
         });
-        self.remote.for_each_match(topic, |found| match &found.group {
+        *levels += self.remote.for_each_match(topic, |found| match &found.group {
             None => nodes.push(found.node),
             Some(name) => {
-                let at = place(&mut groups, name);
+                let at = place(groups, name);
                 groups[at].remote.push((found.node, found.members));
             }
         });
         nodes.sort_unstable();
         nodes.dedup();
-        Route { local, nodes: nodes.into(), groups }
+        found
     }
+}
+
+/// What the tries give for a topic.
+#[derive(Default)]
+struct Found<'s> {
+    local: Vec<&'s Arc<Queue>>,
+    nodes: Vec<NodeId>,
+    groups: Vec<Group>,
+    /// Looked at for it.
+    levels: usize,
+}
+
+impl Found<'_> {
+    /// How many places messages go to, or are chosen from.
+    fn receivers(&self) -> usize {
+        let groups: usize = self.groups.iter().map(|group| group.local.len() + group.remote.len()).sum();
+        self.local.len() + self.nodes.len() + groups
+    }
+
+    /// Whether it is this route. Queue groups are not compared.
+    fn is(&self, route: &Route) -> bool {
+        let plain = self.groups.is_empty() && route.groups.is_empty();
+        plain
+            && *self.nodes == *route.nodes
+            && self.local.len() == route.local.len()
+            && self.local.iter().zip(&route.local).all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+
+    fn into_route(self) -> Route {
+        let Self { local, nodes, groups, levels: _ } = self;
+        Route { local: local.into_iter().cloned().collect(), nodes: nodes.into(), groups }
+    }
+}
+
+/// Checks messages that are not routed yet. Gives how many there are.
+///
+/// # Errors
+/// As [`Space::plan`].
+pub(super) fn check_all(messages: &[u8]) -> Result<u32, Failure> {
+    let (mut at, mut count) = (0, 0);
+    while at < messages.len() {
+        let message =
+            MessageRef::first(&messages[at..]).map_err(|error| Failure::invalid(error.to_string()))?;
+        check(&message)?;
+        let topic = std::str::from_utf8(message.topic).map_err(|_| InvalidTopic::NotText);
+        let checked = topic.and_then(debros_topics::check_topic);
+        checked.map_err(|error| Failure::invalid(error.to_string()))?;
+        (at, count) = (at + message.encoded_len, count + 1);
+    }
+    Ok(count)
 }
 
 fn check(message: &MessageRef<'_>) -> Result<(), Failure> {
@@ -314,8 +396,7 @@ fn check(message: &MessageRef<'_>) -> Result<(), Failure> {
     }
     if !reply.is_empty() {
         let reply = std::str::from_utf8(reply);
-        let checked =
-            reply.map_err(|_| debros_topics::InvalidTopic::NotText).and_then(debros_topics::check_topic);
+        let checked = reply.map_err(|_| InvalidTopic::NotText).and_then(debros_topics::check_topic);
         checked.map_err(|error| Failure::invalid(format!("the reply topic: {error}")))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Subscriptions of this node's clients: how one begins, resumes behind what another node had delivered, and
 //! ends; and what is subscribed to in the whole cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use debros_net::PeerId;
@@ -11,7 +11,7 @@ use debros_topics::Pattern;
 
 use super::interest::Key;
 use super::peer::{Asked, Unaware};
-use super::queue::Queue;
+use super::queue::{Queue, part_of};
 use super::ring::Entry;
 use super::router::Router;
 use super::space::{Local, head_of};
@@ -73,13 +73,30 @@ impl Router {
         true
     }
 
-    pub(super) fn take_out(&mut self, queue: &Arc<Queue>, key: &Key) {
+    fn take_out(&mut self, queue: &Arc<Queue>, key: &Key) {
         queue.end();
         let space = self.space(&key.namespace);
         space.local.remove(&key.pattern, |local| Arc::ptr_eq(&local.queue, queue));
         space.forget_routes();
         self.own.remove(key);
         self.subscriptions -= 1;
+        self.metrics.set_subscriptions(self.subscriptions);
+    }
+
+    /// Takes out many of a namespace, at the cost of looking once at what else has their patterns.
+    pub(super) fn take_out_all(&mut self, namespace: &str, gone: Vec<(Arc<Queue>, Key)>) {
+        let mut by_pattern: BTreeMap<Pattern, HashSet<*const Queue>> = BTreeMap::new();
+        for (queue, key) in &gone {
+            queue.end();
+            self.own.remove(key);
+            by_pattern.entry(key.pattern.clone()).or_default().insert(Arc::as_ptr(queue));
+        }
+        let space = self.space(namespace);
+        for (pattern, queues) in by_pattern {
+            space.local.remove_all(&pattern, |local| queues.contains(&Arc::as_ptr(&local.queue)));
+        }
+        space.forget_routes();
+        self.subscriptions -= gone.len();
         self.metrics.set_subscriptions(self.subscriptions);
     }
 
@@ -106,6 +123,17 @@ impl Router {
             let (incarnation, after) = match known.get(&node.0) {
                 // It has started after the subscription was last told of all, so all is news.
                 None => (back.incarnation, 0),
+                // The node where the subscription began knew nothing of it, and it nothing of the subscription.
+                Some(v1::Position { incarnation: 0, .. }) => {
+                    // It will tell what it has published by then when it heeds this node's interest.
+                    if back.incarnation == 0 {
+                        continue;
+                    }
+                    if back.may_have_lost(&key.namespace, back.incarnation, 0) {
+                        queue.lag(None);
+                    }
+                    (back.incarnation, back.received)
+                }
                 Some(known) if known.incarnation == back.incarnation || back.incarnation == 0 => {
                     (known.incarnation, known.sequence)
                 }
@@ -146,19 +174,21 @@ impl Router {
         }
         for entry in self.ring.after(after).filter(|entry| entry.namespace == key.namespace) {
             for (range, index, count) in matching(entry, &key.pattern, after) {
-                queue.push_replayed(&head_of(&entry.head, index, count), &entry.messages.slice(range));
+                let slice = part_of(entry.messages.len(), entry.messages.slice(range));
+                queue.push_replayed(&head_of(&entry.head, index, count), &slice);
             }
         }
     }
 
-    /// Of the nodes that a subscription was not acknowledged by, notes that they do not know of it. Gives where it
-    /// begins, and how many those are.
+    /// Of the nodes that a subscription was not acknowledged by, notes that they do not know of it. Gives the answer to
+    /// its client, which may have resumed it behind positions of these origins.
     pub(super) fn begun(
         &mut self,
+        session: u64,
         queue: &Arc<Queue>,
         heeds: u64,
-        resumed: bool,
-    ) -> (Vec<v1::Position>, u32) {
+        resumed: Option<&[u64]>,
+    ) -> v1::Subscribed {
         let mut unaware = 0;
         for peer in self.peers.values_mut() {
             if peer.out.progress.borrow().heeds < heeds {
@@ -167,7 +197,18 @@ impl Router {
                 peer.back.unaware.push(unaware);
             }
         }
-        (self.positions(resumed), unaware)
+        // What was said of all before is not said of this one yet.
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.told = Arc::default();
+        }
+        let mut positions = self.positions(resumed.is_some());
+        let is_gone = |origin: &u64| *origin != self.node.0 && !self.peers.contains_key(&NodeId(*origin));
+        let gone = resumed.into_iter().flatten().copied().filter(is_gone).collect();
+        if resumed.is_none() {
+            let unknown = self.peers.iter().filter(|(_, peer)| peer.back.incarnation == 0);
+            positions.extend(unknown.map(|(node, _)| v1::Position { origin: node.0, ..Default::default() }));
+        }
+        v1::Subscribed { subscription: queue.number(), positions, unaware, gone }
     }
 
     /// What is subscribed to in a namespace; by one client here, or by all in the cluster.
@@ -186,8 +227,7 @@ impl Router {
         } else {
             let others = self.peers.values().filter(|peer| !peer.is_lost()).map(|peer| &peer.back.interest);
             for interest in std::iter::once(&self.own.interest).chain(others) {
-                let here = interest.entries.iter().filter(|(key, _)| *key.namespace == *namespace);
-                for (key, members) in here {
+                for (key, members) in interest.entries_in(namespace) {
                     let (subscriptions, nodes) = found.entry(name(key)).or_default();
                     (*subscriptions, *nodes) = (*subscriptions + members, *nodes + 1);
                 }

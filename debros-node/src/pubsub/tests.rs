@@ -1,6 +1,8 @@
 //! Two routers joined by hand, without a network: what needs a ring that is full or a link that breaks at a
 //! certain place. Everything else is tried on whole nodes.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use super::PubSubOptions;
+use super::inbound::Broken;
 use super::metrics::PubSubMetrics;
 use super::outbound::Next;
 use super::publish::Incoming;
@@ -64,7 +67,10 @@ fn pump(from: &mut Router, to: &mut Router, wire: &mut Wire, largest: &mut usize
         to.accept_link(sender, hello, replies).expect("a link of this cluster");
         (wire.replies, wire.served) = (waiting, true);
     } else {
-        to.take_frame(sender, wire.stream, frame).expect("frames in order");
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            next = to.take_frame(sender, wire.stream, frame).expect("frames in order").rest;
+        }
     }
     true
 }
@@ -125,7 +131,8 @@ impl Pair {
         self.next += messages.len() as u64;
         let batch = v1::Publish { first, messages: packed.freeze(), ..Default::default() };
         let incoming = Incoming { namespace: "app".into(), publisher: 7, base: 1, batch };
-        self.origin.publish(incoming).expect("a sound batch");
+        let taken = self.origin.publish(incoming).expect("a sound batch");
+        assert!(taken.rest.is_none(), "it is no large one");
     }
 
     /// More than the ring holds.
@@ -401,7 +408,7 @@ async fn subscriptions_that_have_ended_are_forgotten_though_a_node_never_knew_of
         resume: Some(Vec::new()),
     };
     let version = pair.destination.subscribe(session, wanted()).unwrap();
-    pair.destination.begun(&queue, version, true);
+    pair.destination.begun(session, &queue, version, Some(&[]));
     assert!(queue.is_unaware());
     pair.destination.detach(session);
     drop(queue);
@@ -432,5 +439,64 @@ fn a_frame_that_does_not_follow_ends_the_stream() {
     let mut pair = Pair::new();
     let routed = v1::RoutedMessages { previous: 5, reached: 6, runs: Bytes::new(), ..Default::default() };
     let frame = v1::LinkFrame { routed: Some(routed), ..Default::default() };
-    assert!(pair.destination.take_frame(ORIGIN, pair.there.stream, frame).is_err());
+    let taken = pair.destination.take_frame(ORIGIN, pair.there.stream, frame);
+    assert!(matches!(taken, Err(Broken::Gap { previous: 5, received: 0 })), "another error");
+}
+
+/// What a client is told when it begins at the destination, in a session of its own.
+fn begin(pair: &mut Pair, resume: Option<Vec<v1::Position>>) -> (Arc<Queue>, v1::Subscribed) {
+    let origins: Option<Vec<u64>> =
+        resume.as_ref().map(|known| known.iter().map(|position| position.origin).collect());
+    let queue = subscribe(&mut pair.destination, (1, "news", ""), resume);
+    pair.settle();
+    let heeds = pair.destination.peers[&ORIGIN].out.progress.borrow().heeds;
+    let subscribed = pair.destination.begun(0, &queue, heeds, origins.as_deref());
+    (queue, subscribed)
+}
+
+#[tokio::test]
+async fn what_was_published_before_a_subscription_began_out_of_reach_does_not_come_but_is_told_of() {
+    let mut pair = Pair::new();
+    pair.origin.announce(&"app".into());
+    pair.publish(&[("news", b"1")]);
+    pair.origin.tick();
+    pair.settle();
+    // The node where it began had never heard of the origin.
+    let unknown = v1::Position { origin: ORIGIN.0, ..Default::default() };
+    let (queue, _) = begin(&mut pair, Some(vec![unknown]));
+    pair.publish(&[("news", b"2")]);
+    pair.settle();
+    assert_eq!(heard(&queue), [None, Some(2)]);
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_known_yet_is_named_where_a_subscription_begins() {
+    let mut pair = Pair::new();
+    let (_, subscribed) = begin(&mut pair, None);
+    assert!(subscribed.positions.iter().all(|position| position.incarnation != 0));
+    let stranger = NodeId(3);
+    let members = BTreeMap::from([
+        (ORIGIN, pair.destination.peers[&ORIGIN].peer),
+        (DESTINATION, PeerId::random()),
+        (stranger, PeerId::random()),
+    ]);
+    pair.destination.set_members(&members);
+    let (queue, subscribed) = begin(&mut pair, None);
+    let unknown = v1::Position { origin: stranger.0, ..Default::default() };
+    assert!(subscribed.positions.contains(&unknown), "{:?}", subscribed.positions);
+    assert_eq!(subscribed.unaware, 1);
+    // At the next node nothing is known of it either: nothing was missed.
+    let (resumed, _) = begin(&mut pair, Some(subscribed.positions));
+    assert_eq!((heard(&queue), heard(&resumed)), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_node_that_has_left_is_told_of_once() {
+    let mut pair = Pair::new();
+    let gone = v1::Position { origin: 9, incarnation: 109, sequence: 5 };
+    let (queue, subscribed) = begin(&mut pair, Some(vec![gone]));
+    assert_eq!((heard(&queue), &subscribed.gone[..]), (vec![None], &[9][..]));
+    assert!(subscribed.positions.iter().all(|position| position.origin != 9));
+    let (queue, subscribed) = begin(&mut pair, Some(subscribed.positions));
+    assert_eq!((heard(&queue), subscribed.gone), (vec![], vec![]));
 }

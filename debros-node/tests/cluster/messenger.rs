@@ -119,10 +119,11 @@ impl Messenger {
     fn keep(&mut self, event: Event) {
         match event {
             Event::Deliveries(deliveries) => self.keep_deliveries(deliveries),
-            Event::Positions(v1::Positions { positions, except }) => {
+            Event::Positions(v1::Positions { positions, except, gone }) => {
                 for (subscription, known) in &mut self.positions {
                     if !except.contains(subscription) {
                         known.extend(positions.iter().map(|position| (position.origin, *position)));
+                        known.retain(|origin, _| !gone.contains(origin));
                     }
                 }
             }

@@ -91,6 +91,33 @@ async fn a_batch_is_acknowledged_with_how_many_nodes_have_each_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_takes_several_turns_is_acknowledged_as_one() {
+    const SUBSCRIPTIONS: u64 = 1000;
+    let cluster = Cluster::of(1).await;
+    let mut publisher = Messenger::at(&cluster, 0, "app").await;
+    let mut many = Messenger::at(&cluster, 0, "app").await;
+    for subscription in 1..=SUBSCRIPTIONS {
+        let subscribe = v1::Subscribe { subscription, pattern: "x.>".into(), ..Default::default() };
+        many.call(Call::Subscribe(subscribe)).await;
+    }
+    many.subscribe(SUBSCRIPTIONS + 1, "x.odd").await;
+    // Each message goes to others than the one before.
+    let batch: Vec<(&str, &str)> =
+        (0..400).map(|number| (if number % 2 == 0 { "x.even" } else { "x.odd" }, "-")).collect();
+    for mode in [Routed, Received] {
+        let first = publisher.publish(mode, &batch).await;
+        assert_eq!(publisher.published(first + 399).await.unwrap(), vec![1; 400]);
+    }
+    let first = publisher.publish(Accepted, &batch).await;
+    let acknowledged = publisher.event("an acknowledgement", |event| match event {
+        Event::Published(published) => Some(published.last),
+        _ => None,
+    });
+    assert_eq!(acknowledged.await, first + 399);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_queue_group_gets_each_message_once_and_all_of_its_members_work() {
     let cluster = Cluster::of(3).await;
     let mut publisher = Messenger::at(&cluster, 0, "app").await;
@@ -171,7 +198,7 @@ async fn everybody_knows_what_is_subscribed_to_and_who_is_here() {
     stranger.subscribe(1, "secret").await;
     let header = || Some(v1::RequestHeader { namespace: "app".into(), ..Default::default() });
     let topics = async |of: &Messenger, mine| {
-        let request = v1::TopicsRequest { header: header(), mine };
+        let request = v1::TopicsRequest { header: header(), mine, ..Default::default() };
         let topics = of.stub().topics(request).await.unwrap().into_inner().topics;
         topics.into_iter().map(|topic| (topic.pattern, topic.nodes)).collect::<Vec<_>>()
     };

@@ -5,6 +5,7 @@ mod dev;
 mod faults;
 mod logs;
 mod process;
+mod pubsub;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;

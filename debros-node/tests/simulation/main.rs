@@ -5,8 +5,9 @@
 //! cargo xtask sim sql --seeds N [--start S] [--secs T]   the long one; also `registers`, `kv`, `pubsub`
 //! ```
 //!
-//! The production parts run unchanged: nodes, SDK clients, gRPC, Raft, the log store, SQLite. What is
-//! simulated is below them: network (turmoil), time, randomness ([`hooks`]) and disks ([`disk`]). Each
+//! The production parts run unchanged: nodes, SDK clients, gRPC, Raft, the log store, SQLite; but the clients of pub/sub are the
+//! scenario's own, which keep what a checker must see, and the SDK's are tried over killed processes
+//! (`tests/programs/pubsub.rs`). What is simulated is below them: network (turmoil), time, randomness ([`hooks`]) and disks ([`disk`]). Each
 //! seed runs in a process of its own, because hash seeds and task ids are a process's, and gives the
 //! same history each time. A test target and no crate: it interposes libc, which must stay out of
 //! every other binary.

@@ -32,6 +32,7 @@ pub async fn pubsub(pubsub: Arc<dyn PubSub>) {
     requests(&pubsub).await;
     endings(&*pubsub).await;
     handlers(&*pubsub).await;
+    panicking_handlers(&*pubsub).await;
     presence(&*pubsub).await;
     encryption(&pubsub).await;
     mistakes(&*pubsub).await;
@@ -197,8 +198,33 @@ async fn requests(pubsub: &Arc<dyn PubSub>) {
     });
     futures::future::join_all(asked).await;
     assert_eq!(answerer.failed(), 0);
+    requests_do_not_wait_for_each_other(&**pubsub, topic).await;
+    let topics = pubsub.list_topics().await.expect("topics");
+    assert!(topics.iter().all(|topic| !topic.pattern.starts_with("_replies")), "{topics:?}");
     let none = pubsub.request_with(Outgoing::new(topic, b"").with_reply("x"), PATIENCE).await;
     assert_eq!(none.expect_err("a mistake").kind(), ErrorKind::InvalidArgument);
+}
+
+/// One that is not answered, or not even polled, is no other one's concern.
+async fn requests_do_not_wait_for_each_other(pubsub: &dyn PubSub, answering: &str) {
+    const QUICK: Duration = Duration::from_secs(5);
+    let mut silent = pubsub.subscribe("conformance.silent").await.expect("a subscription");
+    let mut unanswered = pubsub.request("conformance.silent", b"?", PATIENCE);
+    let asked = tokio::select! {
+        answer = &mut unanswered => panic!("{answer:?}"),
+        asked = next(&mut silent) => asked,
+    };
+    let answer = pubsub.request(answering, b"not polled", QUICK).await.expect("an answer");
+    assert_eq!(answer.payload(), b"not polled!");
+    tokio::select! {
+        biased;
+        answer = &mut unanswered => panic!("{answer:?}"),
+        answer = pubsub.request(answering, b"polled", QUICK) => {
+            assert_eq!(answer.expect("an answer").payload(), b"polled!");
+        }
+    }
+    pubsub.respond(&asked, b"at last").await.expect("published");
+    assert_eq!(unanswered.await.expect("an answer").payload(), b"at last");
 }
 
 async fn endings(pubsub: &dyn PubSub) {
@@ -248,6 +274,27 @@ async fn handlers(pubsub: &dyn PubSub) {
     assert_eq!(pubsub.unsubscribe("conformance.handle").await.expect("an end"), 1);
     timeout(PATIENCE, subscription.ended()).await.expect("it ends in time");
     assert_eq!((subscription.handled(), subscription.failed(), subscription.lagged()), (3, 1, 0));
+}
+
+/// A handler that panics fails with that message, not with the next.
+async fn panicking_handlers(pubsub: &dyn PubSub) {
+    let (sender, mut handled) = mpsc::channel(16);
+    let handler = move |message: Message| {
+        // Before there is a future.
+        assert_ne!(message.payload(), b"at once", "expected by the conformance suite");
+        let sender = sender.clone();
+        async move {
+            assert_ne!(message.payload(), b"later", "expected by the conformance suite");
+            sender.send(message).await.map_err(|_| "nobody listens")
+        }
+    };
+    let subscription = pubsub.subscribe_handler("conformance.panic", handler).await.expect("a subscription");
+    for payload in ["at once", "later", "good"] {
+        pubsub.publish("conformance.panic", payload.as_bytes()).await.expect("published");
+    }
+    let message = timeout(PATIENCE, handled.recv()).await.expect("in time").expect("it goes on");
+    assert_eq!(message.payload(), b"good");
+    assert_eq!(subscription.failed(), 2);
 }
 
 async fn presence(pubsub: &dyn PubSub) {

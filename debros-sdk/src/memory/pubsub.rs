@@ -17,8 +17,9 @@ use crate::error::Error;
 use crate::pubsub::batch::{MessageBatch, Outgoing};
 use crate::pubsub::message::Message;
 use crate::pubsub::presence::{Board, Lobby, Member, Presence, PresenceWatch};
-use crate::pubsub::replies::Replies;
+use crate::pubsub::replies::{Inbox, Replies};
 use crate::pubsub::session::BUFFER_BYTES_DEFAULT;
+use crate::pubsub::settling::Settling;
 use crate::pubsub::subscription::{Mailbox, Source, Subscription};
 use crate::pubsub::{self, Acknowledge, Overflow, PubSub, SubscribeOptions, TopicInfo};
 
@@ -91,10 +92,18 @@ impl MemoryPubSub {
     fn add(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription, Error> {
         pubsub::pattern(pattern)?;
         pubsub::group(options.group.as_deref())?;
-        let SubscribeOptions { group, overflow, buffer_bytes } = options;
-        let buffer =
-            buffer_bytes.unwrap_or(BUFFER_BYTES_DEFAULT).clamp(1, limits::SUBSCRIPTION_CREDIT_BYTES_MAX);
-        let mailbox = Mailbox::new(buffer);
+        let buffer = buffer_of(&options);
+        self.add_into(pattern, options, Mailbox::new(buffer))
+    }
+
+    fn add_into(
+        &self,
+        pattern: &str,
+        options: SubscribeOptions,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<Subscription, Error> {
+        let buffer = buffer_of(&options);
+        let SubscribeOptions { group, overflow, buffer_bytes: _ } = options;
         let parsed = parse(pattern);
         let mut state = self.state();
         let number = state.number();
@@ -104,6 +113,10 @@ impl MemoryPubSub {
         state.subscriptions.insert(number, (parsed, receiver));
         Ok(Subscription::new(number, pattern, mailbox, self.lobby(), None))
     }
+}
+
+fn buffer_of(options: &SubscribeOptions) -> u64 {
+    options.buffer_bytes.unwrap_or(BUFFER_BYTES_DEFAULT).clamp(1, limits::SUBSCRIPTION_CREDIT_BYTES_MAX)
 }
 
 /// The text was checked.
@@ -259,15 +272,21 @@ impl PubSub for MemoryPubSub {
     }
 
     async fn request_with(&self, message: Outgoing<'_>, timeout: Duration) -> Result<Message, Error> {
-        let replies = &self.inner.replies;
-        let open = async { self.add(&replies.pattern(), SubscribeOptions::default()) };
-        replies.request(self, open, message, timeout).await
+        let open = |pattern: &str, mailbox| {
+            let subscription = self.add_into(pattern, SubscribeOptions::default(), mailbox)?;
+            let begun = Arc::<Settling<()>>::default();
+            begun.settle(Ok(()));
+            Ok(Inbox { subscription, begun })
+        };
+        self.inner.replies.request(self, open, message, timeout).await
     }
 
     async fn list_topics(&self) -> Result<Vec<TopicInfo>, Error> {
         let state = self.state();
         let mut counts: BTreeMap<(&str, Option<&str>), u32> = BTreeMap::new();
-        for (pattern, receiver) in state.subscriptions.values() {
+        let of_the_application =
+            state.subscriptions.values().filter(|(_, receiver)| !receiver.mailbox.is_of_answers());
+        for (pattern, receiver) in of_the_application {
             *counts.entry((pattern.as_str(), receiver.group.as_deref())).or_default() += 1;
         }
         let topic = |((pattern, group), subscriptions): ((&str, Option<&str>), u32)| TopicInfo {
@@ -291,7 +310,7 @@ impl PubSub for MemoryPubSub {
         let entered = Member { topic, member, data, node: MEMORY_NODE_ID, entry };
         state.boards(&entered.topic).for_each(|board| board.enter(entered.clone()));
         state.present.insert(entry, entered);
-        Ok(Presence::new(entry, self.lobby(), None))
+        Ok(Presence::new(entry, self.lobby(), Arc::default(), None))
     }
 
     async fn present(&self, pattern: &str) -> Result<Vec<Member>, Error> {

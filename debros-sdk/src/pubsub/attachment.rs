@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::rpc;
 use crate::shared::Shared;
 
-/// The pause after a node ended a session in which it had said nothing; doubled each time.
+/// The pause after a node ended a session in which it had said nothing, or that it had refused; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 /// Longer would add to an outage that is over.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -89,7 +89,7 @@ async fn attach(shared: &Shared, session: &Arc<Session>) -> Result<Attached, Fai
 }
 
 impl Attached {
-    /// Until the session ends; says whether anything came.
+    /// Until the session ends; says whether anything came, and the node had nothing against it.
     async fn serve(self, session: &Session) -> bool {
         let Self { peer, number, waker, mut events, attached } = self;
         tracing::debug!(%peer, node = attached.node_id, "attached");
@@ -102,7 +102,10 @@ impl Attached {
                         lively = true;
                         continue;
                     }
-                    Err(failure) => failure.to_string(),
+                    Err(failure) => {
+                        lively = false;
+                        failure.to_string()
+                    }
                 },
                 Ok(None) => "the node ended it".to_owned(),
                 Err(status) => status.message().to_owned(),

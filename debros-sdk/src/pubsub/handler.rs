@@ -1,10 +1,12 @@
 //! The handler form of a subscription: a function for every message, instead of a stream. What a handler says
-//! went wrong is counted and logged, and stops nothing.
+//! went wrong is counted and logged, and stops nothing; a panic neither.
 
 use std::fmt::Display;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::FutureExt;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
@@ -56,7 +58,7 @@ impl HandledSubscription {
         self.counts.handled.load(Ordering::Relaxed)
     }
 
-    /// Messages that the handler failed with, or that could not be read.
+    /// Messages that the handler failed with, by an error or a panic, or that could not be read.
     pub fn failed(&self) -> u64 {
         self.counts.failed.load(Ordering::Relaxed)
     }
@@ -87,12 +89,17 @@ where
         match event {
             Ok(SubscriptionEvent::Message(message)) => {
                 let span = otel::handling(&message);
-                let handled = span.in_scope(|| handler(message)).instrument(span).await;
+                // The handler is called again after a panic, as a server's is: what it shares is its own concern.
+                let handled = async { span.in_scope(|| handler(message)).await };
+                let handled = AssertUnwindSafe(handled).catch_unwind().instrument(span.clone()).await;
                 count(&counts.handled);
-                if let Err(error) = handled {
-                    count(&counts.failed);
-                    tracing::warn!(pattern = subscription.pattern(), %error, "a handler failed with a message");
-                }
+                let error = match handled {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "it panicked".to_owned(),
+                };
+                count(&counts.failed);
+                tracing::warn!(pattern = subscription.pattern(), error, "a handler failed with a message");
             }
             Ok(SubscriptionEvent::Lagged { missed }) => {
                 count(&counts.lagged);

@@ -16,7 +16,7 @@ use v1::session_call::Call;
 use super::settling::Settling;
 use super::subscription::Source;
 use crate::client::Client;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::statement::too_large;
 
 /// Somebody who is here.
@@ -68,13 +68,28 @@ impl Lobby for super::session::Session {
 pub struct Presence {
     number: u64,
     lobby: Arc<dyn Lobby>,
+    over: Arc<Settling<()>>,
     /// Keeps the client open.
     _client: Option<Client>,
 }
 
 impl Presence {
-    pub(crate) fn new(number: u64, lobby: Arc<dyn Lobby>, client: Option<Client>) -> Self {
-        Self { number, lobby, _client: client }
+    pub(crate) fn new(
+        number: u64,
+        lobby: Arc<dyn Lobby>,
+        over: Arc<Settling<()>>,
+        client: Option<Client>,
+    ) -> Self {
+        Self { number, lobby, over, _client: client }
+    }
+
+    /// Waits until others do not see it any more though it has not left: the client was closed, or went on at a node
+    /// that refused it. Gives why.
+    pub async fn ended(&self) -> Error {
+        match self.over.settled().await {
+            Ok(()) => Error::closed(),
+            Err(failure) => failure.clone().into(),
+        }
     }
 
     /// Leaves, as dropping it does.
@@ -223,8 +238,20 @@ impl Told {
 /// What a session says of presence at every node that it is attached to.
 #[derive(Default)]
 pub(crate) struct Presences {
-    entered: BTreeMap<u64, (v1::Enter, Arc<Settling<()>>)>,
+    entered: BTreeMap<u64, Entering>,
     watches: BTreeMap<u64, Watching>,
+}
+
+struct Entering {
+    enter: v1::Enter,
+    settlings: Settlings,
+}
+
+/// When a presence stands, and when it has ended of itself.
+#[derive(Clone, Default)]
+pub(crate) struct Settlings {
+    pub(crate) begun: Arc<Settling<()>>,
+    pub(crate) over: Arc<Settling<()>>,
 }
 
 struct Watching {
@@ -244,10 +271,10 @@ impl Presences {
         self.watches.len()
     }
 
-    pub(crate) fn enter(&mut self, enter: v1::Enter) -> Arc<Settling<()>> {
-        let settling = Arc::<Settling<()>>::default();
-        self.entered.insert(enter.presence, (enter, settling.clone()));
-        settling
+    pub(crate) fn enter(&mut self, enter: v1::Enter) -> Settlings {
+        let settlings = Settlings::default();
+        self.entered.insert(enter.presence, Entering { enter, settlings: settlings.clone() });
+        settlings
     }
 
     pub(crate) fn leave(&mut self, presence: u64) -> bool {
@@ -255,15 +282,16 @@ impl Presences {
     }
 
     pub(crate) fn entered_by(&mut self, presence: u64) {
-        if let Some((_, settling)) = self.entered.get(&presence) {
-            settling.settle(Ok(()));
+        if let Some(entering) = self.entered.get(&presence) {
+            entering.settlings.begun.settle(Ok(()));
         }
     }
 
     pub(crate) fn refuse(&mut self, presence: u64, failure: Failure) {
-        if let Some((_, settling)) = self.entered.remove(&presence) {
-            tracing::warn!(%failure, "a presence was refused");
-            settling.settle(Err(failure));
+        if let Some(Entering { enter, settlings }) = self.entered.remove(&presence) {
+            tracing::warn!(topic = enter.topic, member = enter.member, %failure, "a presence was refused");
+            settlings.begun.settle(Err(failure.clone()));
+            settlings.over.settle(Err(failure));
         }
     }
 
@@ -306,7 +334,7 @@ impl Presences {
 
     /// What a node is to be told of.
     pub(crate) fn calls(&mut self) -> Vec<Call> {
-        let entered = self.entered.values().map(|(enter, _)| Call::Enter(enter.clone()));
+        let entered = self.entered.values().map(|entering| Call::Enter(entering.enter.clone()));
         let watches = self.watches.iter_mut().map(|(subscription, watching)| {
             watching.starts = true;
             let (subscription, pattern) = (*subscription, watching.pattern.clone());
@@ -317,12 +345,41 @@ impl Presences {
 
     /// All end.
     pub(crate) fn end(&mut self, failure: &Failure, error: impl Fn() -> Option<Error>) {
-        for (_, settling) in std::mem::take(&mut self.entered).into_values() {
-            settling.settle(Err(failure.clone()));
+        for Entering { enter: _, settlings } in std::mem::take(&mut self.entered).into_values() {
+            settlings.begun.settle(Err(failure.clone()));
+            let is_closed = error().is_none_or(|error| error.kind() == ErrorKind::Closed);
+            settlings.over.settle(if is_closed { Ok(()) } else { Err(failure.clone()) });
         }
         for watching in std::mem::take(&mut self.watches).into_values() {
             watching.begun.settle(Err(failure.clone()));
             watching.board.end(error());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use debros_proto::{ErrorCode, Failure, v1};
+    use futures::FutureExt;
+
+    use super::{Presences, Settlings};
+    use crate::error::Error;
+
+    #[test]
+    fn a_presence_that_the_next_node_refuses_has_ended_and_says_so() {
+        let mut presences = Presences::default();
+        let enter = |presence| v1::Enter { presence, topic: "t".to_owned(), ..Default::default() };
+        let refused = presences.enter(enter(1));
+        let closed = presences.enter(enter(2));
+        presences.entered_by(1);
+        assert_eq!(refused.begun.settled().now_or_never(), Some(&Ok(())));
+        assert_eq!(presences.calls().len(), 2, "the next node is told of both");
+        let over = |settlings: &Settlings| settlings.over.settled().now_or_never().cloned();
+        assert_eq!(over(&refused), None);
+        let failure = Failure::new(ErrorCode::LimitExceeded, "full");
+        presences.refuse(1, failure.clone());
+        assert_eq!(over(&refused), Some(Err(failure.clone())));
+        presences.end(&failure, || Some(Error::closed()));
+        assert_eq!(over(&closed), Some(Ok(())));
     }
 }

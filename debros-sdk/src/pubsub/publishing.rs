@@ -164,6 +164,11 @@ impl Publishing {
         self.window = usize::try_from(bytes).unwrap_or(usize::MAX);
     }
 
+    /// Whether something is to be sent, now or once the node lets more be under way.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.tail.is_some() || !self.waiting.is_empty()
+    }
+
     /// The next batch to be sent, as far as the node lets any be under way.
     pub(crate) fn take(&mut self) -> Option<v1::Publish> {
         if self.waiting.is_empty() {

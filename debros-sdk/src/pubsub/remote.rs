@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::batch::{MessageBatch, Outgoing, Part};
 use super::message::Message;
-use super::presence::{Member, Presence, PresenceWatch};
+use super::presence::{Member, Presence, PresenceWatch, Settlings};
+use super::replies::Inbox;
 use super::session::{Beginning, Session};
 use super::settling::Settling;
 use super::subscription::Subscription;
@@ -47,11 +48,7 @@ impl RemotePubSub {
         Ok(session)
     }
 
-    async fn send_parts(
-        &self,
-        parts: Vec<Part>,
-        mode: v1::PublishMode,
-    ) -> Result<Vec<Option<u32>>, Error> {
+    async fn send_parts(&self, parts: Vec<Part>, mode: v1::PublishMode) -> Result<Vec<Option<u32>>, Error> {
         let deadline = self.client.shared().deadline(None);
         let session = self.session()?;
         let mut tickets = Vec::new();
@@ -78,23 +75,6 @@ impl RemotePubSub {
         session.room(message.encoded_len(), deadline).await?;
         let ticket = session.publish(&message, mode)?;
         Ok(settled(ticket.settled(mode), deadline).await?.pop().flatten())
-    }
-
-    async fn subscribe_for(
-        &self,
-        pattern: &str,
-        options: SubscribeOptions,
-        client: Option<Client>,
-    ) -> Result<Subscription, Error> {
-        pubsub::pattern(pattern)?;
-        pubsub::group(options.group.as_deref())?;
-        let deadline = self.client.shared().deadline(None);
-        let session = self.session()?;
-        let Beginning { number, told_in, begun } = session.subscribe(pattern, options)?;
-        // Ends with this future, if that is dropped.
-        let subscription = Subscription::new(number, pattern, told_in, Arc::clone(session) as _, client);
-        stands(&begun, deadline).await?;
-        Ok(subscription)
     }
 }
 
@@ -159,7 +139,16 @@ impl PubSub for RemotePubSub {
     }
 
     async fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription, Error> {
-        self.subscribe_for(pattern, options, Some(self.client.clone())).await
+        pubsub::pattern(pattern)?;
+        pubsub::group(options.group.as_deref())?;
+        let deadline = self.client.shared().deadline(None);
+        let session = self.session()?;
+        let Beginning { number, told_in, begun } = session.subscribe(pattern, options)?;
+        let client = Some(self.client.clone());
+        // Ends with this future, if that is dropped.
+        let subscription = Subscription::new(number, pattern, told_in, Arc::clone(session) as _, client);
+        stands(&begun, deadline).await?;
+        Ok(subscription)
     }
 
     async fn unsubscribe(&self, pattern: &str) -> Result<usize, Error> {
@@ -167,11 +156,15 @@ impl PubSub for RemotePubSub {
     }
 
     async fn request_with(&self, message: Outgoing<'_>, timeout: Duration) -> Result<Message, Error> {
-        let replies = &self.session()?.replies;
-        let pattern = replies.pattern();
-        // The session holds it, and must not keep the client open.
-        let open = self.subscribe_for(&pattern, SubscribeOptions::default(), None);
-        replies.request(self, open, message, timeout).await
+        let session = self.session()?;
+        let open = |pattern: &str, mailbox| {
+            let begun = session.subscribe_into(pattern, SubscribeOptions::default(), mailbox)?;
+            let Beginning { number, told_in, begun } = begun;
+            // The session holds it, and must not keep the client open.
+            let subscription = Subscription::new(number, pattern, told_in, Arc::clone(session) as _, None);
+            Ok(Inbox { subscription, begun })
+        };
+        session.replies.request(self, open, message, timeout).await
     }
 
     async fn list_topics(&self) -> Result<Vec<TopicInfo>, Error> {
@@ -181,19 +174,26 @@ impl PubSub for RemotePubSub {
     async fn cluster_topics(&self) -> Result<Vec<TopicInfo>, Error> {
         let shared = self.client.shared();
         shared.check_open()?;
-        let request = v1::TopicsRequest { header: None, mine: false };
-        let answer = shared.call(&shared.plan_any(), &request, rpc::topics).await;
-        let topics = answer.map_err(Failed::into_read_error)?.value.topics;
-        Ok(topics.into_iter().map(TopicInfo::from).collect())
+        let (mut topics, mut request) = (Vec::new(), v1::TopicsRequest::default());
+        loop {
+            let answer = shared.call(&shared.plan_any(), &request, rpc::topics).await;
+            let v1::TopicsResponse { topics: page, more } = answer.map_err(Failed::into_read_error)?.value;
+            let last = page.last().map(|last| (last.pattern.clone(), last.group.clone()));
+            topics.extend(page.into_iter().map(TopicInfo::from));
+            match last {
+                Some(last) if more => (request.after_pattern, request.after_group) = last,
+                _ => return Ok(topics),
+            }
+        }
     }
 
     async fn enter(&self, topic: &str, member: &str, data: Bytes) -> Result<Presence, Error> {
         pubsub::member(topic, member, &data)?;
         let deadline = self.client.shared().deadline(None);
         let session = self.session()?;
-        let (number, entered) = session.enter(topic, member, data)?;
-        let presence = Presence::new(number, Arc::clone(session) as _, Some(self.client.clone()));
-        stands(&entered, deadline).await?;
+        let (number, Settlings { begun, over }) = session.enter(topic, member, data)?;
+        let presence = Presence::new(number, Arc::clone(session) as _, over, Some(self.client.clone()));
+        stands(&begun, deadline).await?;
         Ok(presence)
     }
 

@@ -27,7 +27,7 @@ use v1::session_event::Event;
 use v1::session_failure::About;
 
 use super::batch::{Outgoing, Part};
-use super::presence::{Board, Presences};
+use super::presence::{Board, Presences, Settlings};
 use super::publishing::{Publishing, Ticket};
 use super::replies::Replies;
 use super::settling::Settling;
@@ -116,6 +116,13 @@ impl Session {
         }
     }
 
+    /// The node has taken something in: what waited for its window can go.
+    fn wake_to_publish(&self, state: &State) {
+        if state.publishing.has_waiting() {
+            self.wake(state);
+        }
+    }
+
     /// Waits until so many bytes may be added; no longer than to the deadline.
     pub(crate) async fn room(&self, bytes: usize, deadline: Instant) -> Result<(), Error> {
         let permits = u32::try_from(bytes).expect("a message is far smaller");
@@ -160,10 +167,20 @@ impl Session {
         pattern: &str,
         options: SubscribeOptions,
     ) -> Result<Beginning<Mailbox>, Error> {
-        let SubscribeOptions { group, overflow, buffer_bytes } = options;
-        let buffer = buffer_bytes.unwrap_or(BUFFER_BYTES_DEFAULT);
+        let buffer = options.buffer_bytes.unwrap_or(BUFFER_BYTES_DEFAULT);
         let mailbox = Mailbox::new(buffer.clamp(1, limits::SUBSCRIPTION_CREDIT_BYTES_MAX));
-        let subscribing = Subscribing::new(pattern, group, overflow, mailbox.clone());
+        self.subscribe_into(pattern, options, mailbox)
+    }
+
+    /// Adds a subscription whose messages go into a mailbox.
+    pub(crate) fn subscribe_into(
+        &self,
+        pattern: &str,
+        options: SubscribeOptions,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<Beginning<Mailbox>, Error> {
+        let SubscribeOptions { group, overflow, buffer_bytes: _ } = options;
+        let mut subscribing = Subscribing::new(pattern, group, overflow, mailbox.clone());
         let begun = subscribing.begun.clone();
         let mut state = self.state();
         let count = state.subscriptions.len() + 1;
@@ -192,13 +209,8 @@ impl Session {
         self.state().subscriptions.topics()
     }
 
-    /// Adds a presence. It stands when what comes with it is settled.
-    pub(crate) fn enter(
-        &self,
-        topic: &str,
-        member: &str,
-        data: Bytes,
-    ) -> Result<(u64, Arc<Settling<()>>), Error> {
+    /// Adds a presence.
+    pub(crate) fn enter(&self, topic: &str, member: &str, data: Bytes) -> Result<(u64, Settlings), Error> {
         let mut state = self.state();
         let count = state.presences.entered() + 1;
         let presence = state.number(count)?;
@@ -311,8 +323,7 @@ impl Session {
             }
             Some(Event::Published(published)) => {
                 freed = state.publishing.acknowledge(published);
-                // What waited for the window can go.
-                self.wake(&state);
+                self.wake_to_publish(&state);
             }
             Some(Event::Subscribed(subscribed)) => {
                 state.presences.begin(subscribed.subscription);
@@ -326,9 +337,12 @@ impl Session {
                 match about {
                     Some(About::Publish(first)) => {
                         freed = state.publishing.refuse(first, failure);
-                        self.wake(&state);
+                        self.wake_to_publish(&state);
                     }
                     Some(About::Subscription(number)) => {
+                        if state.subscriptions.goes_elsewhere(number, &failure) {
+                            return Err(failure);
+                        }
                         if !state.subscriptions.refuse(number, failure.clone()) {
                             state.presences.refuse_watch(number, failure);
                         }
@@ -430,5 +444,109 @@ impl Stream for Calls {
             Some(publish) => say(Call::Publish(publish)),
             None => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use debros_proto::{ErrorCode, Failure, v1};
+    use futures::stream::Stream;
+    use v1::session_call::Call;
+    use v1::session_event::Event;
+    use v1::session_failure::About;
+
+    use super::{Calls, Session};
+    use crate::pubsub::SubscribeOptions;
+    use crate::pubsub::batch::Outgoing;
+
+    /// A node that is attached to: what it reads, and how often it was woken to read.
+    struct Node {
+        calls: Calls,
+        woken: Arc<Woken>,
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Node {
+        fn attached(session: &Arc<Session>, window: u64) -> Self {
+            let (number, calls) = session.begin(v1::Attach::default());
+            let mut node = Self { calls, woken: Arc::default() };
+            assert!(matches!(node.read()[..], [Call::Attach(_)]));
+            let attached = v1::Attached { publish_window_bytes: window, ..Default::default() };
+            session.attached(number, node.calls.waker(), &attached);
+            node
+        }
+
+        /// All that is there for it.
+        fn read(&mut self) -> Vec<Call> {
+            let waker = Waker::from(self.woken.clone());
+            let mut context = Context::from_waker(&waker);
+            let mut next = || match Pin::new(&mut self.calls).poll_next(&mut context) {
+                Poll::Ready(call) => call.and_then(|call| call.call),
+                Poll::Pending => None,
+            };
+            std::iter::from_fn(&mut next).collect()
+        }
+
+        fn times_woken(&self) -> usize {
+            self.woken.0.swap(0, Ordering::Relaxed)
+        }
+    }
+
+    fn tell(session: &Session, event: Event) -> Result<(), Failure> {
+        session.take(v1::SessionEvent { event: Some(event) })
+    }
+
+    #[test]
+    fn an_acknowledgement_wakes_nobody_unless_something_waits_for_it() {
+        let session = Session::new();
+        let mut node = Node::attached(&session, 1);
+        let message = Outgoing::new("t", b"payload");
+        session.publish(&message, v1::PublishMode::Accepted).unwrap();
+        assert_eq!(node.read().len(), 1);
+        node.times_woken();
+        tell(&session, Event::Published(v1::Published { last: 1, nodes: vec![] })).unwrap();
+        assert_eq!(node.times_woken(), 0);
+        // The second one is beyond the window.
+        for _ in 0..2 {
+            session.publish(&message, v1::PublishMode::Accepted).unwrap();
+            node.read();
+        }
+        node.times_woken();
+        tell(&session, Event::Published(v1::Published { last: 2, nodes: vec![] })).unwrap();
+        assert_eq!((node.times_woken(), node.read().len()), (1, 1));
+    }
+
+    #[test]
+    fn a_subscription_that_a_full_node_refuses_goes_on_at_another() {
+        let session = Session::new();
+        let mut node = Node::attached(&session, 1);
+        let subscribed = session.subscribe("t", SubscribeOptions::default()).unwrap();
+        assert!(matches!(node.read()[..], [Call::Subscribe(_)]));
+        let subscription = subscribed.number;
+        tell(&session, Event::Subscribed(v1::Subscribed { subscription, ..Default::default() })).unwrap();
+        session.detached();
+        let mut full = Node::attached(&session, 1);
+        assert!(matches!(&full.read()[..], [Call::Subscribe(call)] if call.resume));
+        let failure = Failure::new(ErrorCode::LimitExceeded, "full").elsewhere();
+        let about = Some(About::Subscription(subscription));
+        let refused = v1::SessionFailure { about, failure: Some(failure.clone().into_call()) };
+        assert_eq!(tell(&session, Event::Failure(refused)), Err(failure), "it is left");
+        session.detached();
+        let mut other = Node::attached(&session, 1);
+        assert!(matches!(&other.read()[..], [Call::Subscribe(call)] if call.resume));
+        assert_eq!(session.topics().len(), 1);
     }
 }

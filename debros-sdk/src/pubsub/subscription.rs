@@ -20,7 +20,8 @@ use futures::task::AtomicWaker;
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::pubsub::message::{Mapping, Message, Messages, SubscriptionBatch, SubscriptionEvent};
+use crate::pubsub::message::{Mapping, Messages, SubscriptionBatch, SubscriptionEvent};
+use crate::pubsub::replies::Waiting;
 
 /// Where a subscription's messages come from.
 pub(crate) trait Source: Send + Sync {
@@ -35,6 +36,8 @@ pub(crate) struct Mailbox {
     credit: u64,
     state: Mutex<State>,
     waker: AtomicWaker,
+    /// Nobody takes anything out: it is handed on as it comes.
+    answers: Option<Arc<Waiting>>,
 }
 
 #[derive(Default)]
@@ -66,15 +69,31 @@ fn cost(messages: &Bytes) -> u64 {
 impl Mailbox {
     /// An empty one, in which so many bytes may wait.
     pub(crate) fn new(credit: u64) -> Arc<Self> {
-        Arc::new(Self { credit, state: Mutex::default(), waker: AtomicWaker::new() })
+        Arc::new(Self { credit, state: Mutex::default(), waker: AtomicWaker::new(), answers: None })
+    }
+
+    /// One for answers to those who wait for them.
+    pub(crate) fn of_answers(credit: u64, waiting: Arc<Waiting>) -> Arc<Self> {
+        let (state, waker, answers) = (Mutex::default(), AtomicWaker::new(), Some(waiting));
+        Arc::new(Self { credit, state, waker, answers })
+    }
+
+    /// Whether it is of the client's own, and no concern of the application.
+    pub(crate) fn is_of_answers(&self) -> bool {
+        self.answers.is_some()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds messages.
-    pub(crate) fn push(&self, head: &RunHead, messages: Bytes) {
+    /// Adds messages. Gives the credit to return for what is not left for the application to take.
+    pub(crate) fn push(&self, head: &RunHead, messages: Bytes) -> Option<u64> {
+        if let Some(waiting) = &self.answers {
+            let credit = self.skip(&messages);
+            waiting.answer(head, messages);
+            return credit;
+        }
         let mut state = self.state();
         if state.end.is_none() {
             state.waiting += cost(&messages);
@@ -82,12 +101,14 @@ impl Mailbox {
             drop(state);
             self.waker.wake();
         }
+        None
     }
 
     /// Notes that messages were missed.
     pub(crate) fn lag(&self, missed: Option<u64>) {
         let mut state = self.state();
-        if state.end.is_some() {
+        // Who waits for an answer that was missed hears of it by its own deadline.
+        if state.end.is_some() || self.answers.is_some() {
             return;
         }
         match state.items.back_mut() {
@@ -107,8 +128,15 @@ impl Mailbox {
 
     /// Nothing comes any more; what waits can still be taken.
     pub(crate) fn end(&self, error: Option<Error>) {
+        if let Some(waiting) = &self.answers {
+            waiting.end(error.as_ref());
+        }
         self.state().end.get_or_insert(error);
         self.waker.wake();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.state().end.is_some()
     }
 
     /// The credit of a subscription that begins again somewhere.
@@ -233,6 +261,11 @@ impl Subscription {
     /// Ends the subscription, as dropping it does.
     pub fn unsubscribe(self) {}
 
+    /// Whether nothing comes any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.mailbox.has_ended()
+    }
+
     fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<SubscriptionEvent, Error>>> {
         loop {
             if let Some(messages) = &mut self.current {
@@ -268,17 +301,6 @@ impl Subscription {
                 Item::Lagged(missed) => SubscriptionBatch::Lagged { missed },
             })
         }))
-    }
-
-    /// The next message, past what was missed; for who expects a single one.
-    pub(crate) async fn next_message(&mut self) -> Option<Result<Message, Error>> {
-        loop {
-            match self.next().await? {
-                Ok(SubscriptionEvent::Message(message)) => return Some(Ok(message)),
-                Ok(SubscriptionEvent::Lagged { .. }) => {}
-                Err(error) => return Some(Err(error)),
-            }
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use debros_proto::coverage::{Coverage, Verdict};
 use debros_proto::packed::{MessageRef, Run, RunHead, Runs};
-use debros_proto::{Failure, v1};
+use debros_proto::{Failure, RetryHint, v1};
 
 use super::settling::Settling;
 use super::subscription::Mailbox;
@@ -20,6 +20,8 @@ use crate::error::Error;
 /// Publishers whose numbers one subscription remembers. Only what comes twice while clients change their nodes
 /// needs them.
 const PUBLISHERS_MAX: usize = 4096;
+/// Nodes that one subscription is taken to after the one before has refused it: with each all others move, too.
+const REFUSALS_MAX: u32 = 8;
 
 /// One subscription.
 pub(crate) struct Subscribing {
@@ -30,6 +32,10 @@ pub(crate) struct Subscribing {
     pub(crate) begun: Arc<Settling<()>>,
     /// It began at some node, so at the next one it goes on.
     has_begun: bool,
+    /// It stands at the node that is attached to: what that one says of all subscriptions is said of this one, too.
+    is_answered: bool,
+    /// Nodes that took it in no more, one after the other.
+    refused: u32,
     positions: BTreeMap<u64, v1::Position>,
     publishers: HashMap<u64, (Coverage, u64)>,
     runs: u64,
@@ -49,6 +55,8 @@ impl Subscribing {
             mailbox,
             begun: Arc::default(),
             has_begun: false,
+            is_answered: false,
+            refused: 0,
             positions: BTreeMap::new(),
             publishers: HashMap::new(),
             runs: 0,
@@ -56,7 +64,8 @@ impl Subscribing {
     }
 
     /// What a node is asked for.
-    pub(crate) fn call(&self, number: u64) -> v1::Subscribe {
+    pub(crate) fn call(&mut self, number: u64) -> v1::Subscribe {
+        self.is_answered = false;
         let overflow = match self.overflow {
             Overflow::DropOldest => v1::Overflow::DropOldest,
             Overflow::Disconnect => v1::Overflow::Disconnect,
@@ -72,7 +81,9 @@ impl Subscribing {
         }
     }
 
-    fn begin(&mut self, positions: Vec<v1::Position>) {
+    fn begin(&mut self, positions: Vec<v1::Position>, gone: &[u64]) {
+        (self.is_answered, self.refused) = (true, 0);
+        self.forget(gone);
         // One that goes on is still being given what came before these.
         if !std::mem::replace(&mut self.has_begun, true) {
             for position in positions {
@@ -106,8 +117,7 @@ impl Subscribing {
     fn hand_on(&mut self, head: &RunHead, messages: Bytes) -> Option<u64> {
         // A group's members get what the others do not, and late ones by being given again.
         if self.group.is_some() {
-            self.mailbox.push(head, messages);
-            return None;
+            return self.mailbox.push(head, messages);
         }
         self.forget_publishers(head.publisher);
         let (coverage, used) = self.publishers.entry(head.publisher).or_default();
@@ -118,8 +128,7 @@ impl Subscribing {
         if let [only] = told.parts()
             && only.verdict == Verdict::New
         {
-            self.mailbox.push(head, messages);
-            return None;
+            return self.mailbox.push(head, messages);
         }
         let mut credit = 0;
         for part in told.parts() {
@@ -128,7 +137,7 @@ impl Subscribing {
                 Verdict::New => match slice(&messages, index, count) {
                     Some(slice) => {
                         let head = RunHead { count, first: part.first, ..*head };
-                        self.mailbox.push(&head, slice);
+                        credit += self.mailbox.push(&head, slice).unwrap_or_default();
                     }
                     None => self.mailbox.lag(None),
                 },
@@ -155,6 +164,11 @@ impl Subscribing {
         let sequence = head.sequence + u64::from(head.count) - 1;
         let position = v1::Position { origin: head.origin, incarnation: head.incarnation, sequence };
         self.reach(position);
+    }
+
+    /// These origins are no more: what they published was delivered, or reported as missed.
+    fn forget(&mut self, gone: &[u64]) {
+        self.positions.retain(|origin, _| !gone.contains(origin));
     }
 
     fn reach(&mut self, position: v1::Position) {
@@ -194,17 +208,17 @@ impl Subscriptions {
     }
 
     /// What a node is asked for to go on with all of them.
-    pub(crate) fn calls(&self) -> Vec<v1::Subscribe> {
-        self.0.iter().map(|(number, subscribing)| subscribing.call(*number)).collect()
+    pub(crate) fn calls(&mut self) -> Vec<v1::Subscribe> {
+        self.0.iter_mut().map(|(number, subscribing)| subscribing.call(*number)).collect()
     }
 
     pub(crate) fn begin(&mut self, subscribed: v1::Subscribed) {
-        let v1::Subscribed { subscription, positions, unaware } = subscribed;
+        let v1::Subscribed { subscription, positions, unaware, gone } = subscribed;
         if let Some(subscribing) = self.0.get_mut(&subscription) {
             if unaware > 0 {
                 tracing::debug!(unaware, "nodes out of reach do not know of a subscription yet");
             }
-            subscribing.begin(positions);
+            subscribing.begin(positions, &gone);
         }
     }
 
@@ -216,14 +230,25 @@ impl Subscriptions {
         (credit > 0).then_some((number, credit))
     }
 
-    /// Everything up to these places was delivered.
+    /// Everything up to these places was delivered, of those that the node knows of when it says so.
     pub(crate) fn reach(&mut self, positions: v1::Positions) {
-        let v1::Positions { positions, except } = positions;
+        let v1::Positions { positions, except, gone } = positions;
         for (number, subscribing) in &mut self.0 {
-            if subscribing.has_begun && !except.contains(number) {
+            if subscribing.is_answered && !except.contains(number) {
                 positions.iter().for_each(|position| subscribing.reach(*position));
+                subscribing.forget(&gone);
             }
         }
+    }
+
+    /// Whether one that a node refuses goes on at another, and not for the first times in vain.
+    pub(crate) fn goes_elsewhere(&mut self, number: u64, failure: &Failure) -> bool {
+        let Some(subscribing) = self.0.get_mut(&number) else { return false };
+        subscribing.refused += 1;
+        failure.retry == RetryHint::RetryElsewhere
+            && subscribing.has_begun
+            && !subscribing.is_answered
+            && subscribing.refused <= REFUSALS_MAX
     }
 
     /// One was refused, or ended by its node.
@@ -255,7 +280,7 @@ impl Subscriptions {
     /// What is subscribed to, by pattern.
     pub(crate) fn topics(&self) -> Vec<TopicInfo> {
         let mut counts: BTreeMap<(&str, Option<&str>), u32> = BTreeMap::new();
-        for subscribing in self.0.values() {
+        for subscribing in self.0.values().filter(|subscribing| !subscribing.mailbox.is_of_answers()) {
             *counts.entry((&subscribing.pattern, subscribing.group.as_deref())).or_default() += 1;
         }
         let topic = |((pattern, group), subscriptions): ((&str, Option<&str>), u32)| TopicInfo {
@@ -265,5 +290,82 @@ impl Subscriptions {
             nodes: 1,
         };
         counts.into_iter().map(topic).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use debros_proto::{ErrorCode, Failure, v1};
+
+    use super::{REFUSALS_MAX, Subscribing, Subscriptions};
+    use crate::pubsub::Overflow;
+    use crate::pubsub::subscription::Mailbox;
+
+    fn at(origin: u64, sequence: u64) -> v1::Position {
+        v1::Position { origin, incarnation: 100 + origin, sequence }
+    }
+
+    fn begun(subscriptions: &mut Subscriptions, subscription: u64, positions: &[v1::Position]) {
+        let positions = positions.to_vec();
+        subscriptions.begin(v1::Subscribed { subscription, positions, ..Default::default() });
+    }
+
+    /// Two that stand at a node.
+    fn two() -> Subscriptions {
+        let mut subscriptions = Subscriptions::default();
+        for number in 1..=2 {
+            let mailbox = Mailbox::new(1 << 20);
+            subscriptions.add(number, Subscribing::new("t", None, Overflow::DropOldest, mailbox));
+            begun(&mut subscriptions, number, &[at(1, 5), at(2, 5)]);
+        }
+        subscriptions
+    }
+
+    fn reach(subscriptions: &mut Subscriptions, positions: &[v1::Position], gone: &[u64]) {
+        let (positions, gone) = (positions.to_vec(), gone.to_vec());
+        subscriptions.reach(v1::Positions { positions, except: Vec::new(), gone });
+    }
+
+    fn resumed(subscriptions: &mut Subscriptions) -> Vec<Vec<v1::Position>> {
+        subscriptions.calls().into_iter().map(|call| call.positions).collect()
+    }
+
+    #[test]
+    fn what_a_node_says_of_all_is_not_said_of_those_it_has_not_taken_in() {
+        let mut subscriptions = two();
+        reach(&mut subscriptions, &[at(1, 7)], &[]);
+        assert_eq!(resumed(&mut subscriptions), vec![[at(1, 7), at(2, 5)]; 2]);
+        // At the next node one is there, the other still under way, when it speaks.
+        begun(&mut subscriptions, 1, &[at(1, 9), at(2, 9)]);
+        reach(&mut subscriptions, &[at(1, 9), at(2, 9)], &[]);
+        assert_eq!(resumed(&mut subscriptions), [[at(1, 9), at(2, 9)], [at(1, 7), at(2, 5)]]);
+    }
+
+    #[test]
+    fn an_origin_that_is_gone_is_forgotten() {
+        let mut subscriptions = two();
+        reach(&mut subscriptions, &[at(1, 7)], &[2]);
+        assert_eq!(resumed(&mut subscriptions), [[at(1, 7)], [at(1, 7)]]);
+        let gone = v1::Subscribed { subscription: 1, gone: vec![1], ..Default::default() };
+        subscriptions.begin(gone);
+        assert_eq!(resumed(&mut subscriptions), [vec![], vec![at(1, 7)]]);
+    }
+
+    #[test]
+    fn what_a_full_node_refuses_goes_on_at_another_but_not_for_ever() {
+        let full = Failure::new(ErrorCode::LimitExceeded, "full").elsewhere();
+        let mut subscriptions = two();
+        assert!(!subscriptions.goes_elsewhere(1, &full), "it stands, and has been ended");
+        subscriptions.calls();
+        assert!(!subscriptions.goes_elsewhere(1, &Failure::invalid("no")));
+        begun(&mut subscriptions, 1, &[]);
+        for _ in 0..REFUSALS_MAX {
+            subscriptions.calls();
+            assert!(subscriptions.goes_elsewhere(1, &full));
+        }
+        assert!(!subscriptions.goes_elsewhere(1, &full));
+        let mailbox = Mailbox::new(1);
+        subscriptions.add(3, Subscribing::new("t", None, Overflow::DropOldest, mailbox));
+        assert!(!subscriptions.goes_elsewhere(3, &full), "its application is told");
     }
 }

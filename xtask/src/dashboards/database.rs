@@ -171,7 +171,8 @@ fn sqlite() -> Vec<Panel> {
 }
 
 fn files() -> Vec<Panel> {
-    let pages = |kind: &str| format!("sum by (node) ({})", selected(&format!("debros_sqlite_pages{{{kind}}}")));
+    let pages =
+        |kind: &str| format!("sum by (node) ({})", selected(&format!("debros_sqlite_pages{{{kind}}}")));
     vec![
         Panel::lines(
             Unit::Bytes,

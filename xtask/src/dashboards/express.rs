@@ -49,6 +49,9 @@ mod tests {
         assert_eq!(selected("up"), "up{cluster=~\"$cluster\",node=~\"$node\"}");
         assert_eq!(selected("up{a=\"b\"}"), "up{cluster=~\"$cluster\",node=~\"$node\",a=\"b\"}");
         assert!(rate("x_total", "node").starts_with("sum by (node) (rate(x_total{cluster"));
-        assert!(quantile(0.99, "x_seconds{a=\"b\"}", "node").contains("sum by (le, node) (rate(x_seconds_bucket{"));
+        assert!(
+            quantile(0.99, "x_seconds{a=\"b\"}", "node")
+                .contains("sum by (le, node) (rate(x_seconds_bucket{")
+        );
     }
 }

@@ -334,10 +334,13 @@ fn overrides(panel: &Panel) -> Vec<Value> {
             json!({"id": "thresholds", "value": thresholds(&column.steps)}),
         ];
         if !column.steps.is_empty() {
-            properties.push(json!({"id": "custom.cellOptions", "value": {"type": "color-background", "mode": "basic"}}));
+            properties.push(
+                json!({"id": "custom.cellOptions", "value": {"type": "color-background", "mode": "basic"}}),
+            );
         }
         // A table of one query has a column without the letter.
-        let name = if panel.queries.len() == 1 { "Value".to_owned() } else { format!("Value #{}", ref_id(index)) };
+        let name =
+            if panel.queries.len() == 1 { "Value".to_owned() } else { format!("Value #{}", ref_id(index)) };
         Some(json!({"matcher": {"id": "byName", "options": name}, "properties": properties}))
     });
     columns.collect()

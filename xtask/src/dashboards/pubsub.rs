@@ -71,7 +71,10 @@ fn requests(slo: &Slo) -> Result<Vec<Panel>> {
         Panel::lines(
             Unit::Seconds,
             "Which pub/sub operations are slow?",
-            format!("What 99 of 100 operations take, by method. The dashed line is the promise: {}.", level.promise),
+            format!(
+                "What 99 of 100 operations take, by method. The dashed line is the promise: {}.",
+                level.promise
+            ),
         )
         .query(slowest, "{{method}}")
         .bad_from(level.seconds().unwrap_or_default())

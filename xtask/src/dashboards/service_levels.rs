@@ -16,7 +16,10 @@ pub(super) fn dashboard(slo: &Slo) -> Result<Dashboard> {
         rows: vec![
             Row { title: "Promises", panels: vec![promises(slo)?] },
             Row { title: "Error budgets", panels: vec![budgets(slo), burns(slo)?, parts_bad(slo)?] },
-            Row { title: "Speed", panels: speeds(slo, &["storage_latency", "pubsub_latency", "database_latency"])? },
+            Row {
+                title: "Speed",
+                panels: speeds(slo, &["storage_latency", "pubsub_latency", "database_latency"])?,
+            },
             Row { title: "Writes and membership", panels: speeds(slo, &["write_latency", "discovery"])? },
             Row { title: "What goes wrong", panels: vec![faults(slo), missed(slo)?, probes(slo)?] },
         ],
@@ -90,7 +93,8 @@ fn burns(slo: &Slo) -> Result<Panel> {
 fn parts_bad(slo: &Slo) -> Result<Panel> {
     let shortest = slo.windows().into_iter().next();
     let shortest = shortest.map_or("5m", |window| window.as_str());
-    let about = format!("The part of requests, messages or probes of the last {shortest} that was not as promised.");
+    let about =
+        format!("The part of requests, messages or probes of the last {shortest} that was not as promised.");
     Ok(Panel::lines(Unit::Part, "What part is bad right now?", about)
         .query(of_clusters(&bad_ratio(shortest)), "{{slo}}")
         .runbook(alert_on(slo.level("availability")?)))
@@ -167,7 +171,11 @@ fn missed(slo: &Slo) -> Result<Panel> {
     Ok(Panel::lines(
         Unit::Part,
         "Do messages reach their subscribers?",
-        format!("The part of messages that subscribers were told they missed. Promised for {}: {}.", level.percent(), level.promise),
+        format!(
+            "The part of messages that subscribers were told they missed. Promised for {}: {}.",
+            level.percent(),
+            level.promise
+        ),
     )
     .query(format!("{}{{{CLUSTERS},slo=\"delivery\"}}", bad_ratio("5m")), "missed")
     .steps(bad_from(level.budget()))

@@ -100,7 +100,9 @@ impl Expression {
         match prometheus.evaluate(&self.expr).await {
             Err(error) => Verdict::Failed(format!("{error:#}")),
             Ok(samples) if samples.iter().any(|sample| sample.value.is_nan()) => Verdict::NaN,
-            Ok(samples) => samples.first().map_or(Verdict::Empty, |first| Verdict::Values(first.value, samples.len())),
+            Ok(samples) => {
+                samples.first().map_or(Verdict::Empty, |first| Verdict::Values(first.value, samples.len()))
+            }
         }
     }
 }
@@ -122,6 +124,9 @@ mod tests {
 
     #[test]
     fn values_are_short() {
-        assert_eq!((short(0.0), short(0.123_456), short(3e12)), ("0".into(), "0.1235".into(), "3.000e12".into()));
+        assert_eq!(
+            (short(0.0), short(0.123_456), short(3e12)),
+            ("0".into(), "0.1235".into(), "3.000e12".into())
+        );
     }
 }

@@ -47,7 +47,11 @@ fn alert(level: &Level, burn: &Burn, slo: &Slo) -> Alert {
         severity: *severity,
         holds: "0m",
         conditions: vec![over(long), over(short.as_str()), enough],
-        summary: format!("{{{{ $labels.cluster }}}} breaks a promise: {} ({})", level.promise, level.percent()),
+        summary: format!(
+            "{{{{ $labels.cluster }}}} breaks a promise: {} ({})",
+            level.promise,
+            level.percent()
+        ),
         description: format!(
             "It is promised for {} that {}. Over the last {long} the error budget burnt {factor} times as fast as it may, and it does over the last {}: \
              at this pace the budget of {} is spent in {days} days.",

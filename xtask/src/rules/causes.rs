@@ -138,7 +138,9 @@ fn raft() -> [Alert; 4] {
 }
 
 fn machine() -> [Alert; 4] {
-    let disk = |values| vec![of_node("debros_disk_free_bytes", values), of_node("debros_disk_reserve_bytes", "1e9x90")];
+    let disk = |values| {
+        vec![of_node("debros_disk_free_bytes", values), of_node("debros_disk_reserve_bytes", "1e9x90")]
+    };
     [
         Cause {
             name: "DebrosNodeDown",

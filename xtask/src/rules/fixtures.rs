@@ -78,7 +78,8 @@ fn file(name: &str, evaluated_each: u64, tests: Vec<Test>) -> Result<(String, St
     // From the folder of the tests.
     let rule_files = [RULES_PATH, ALERTS_PATH].map(|path| path.replace("configs/prometheus", ".."));
     let group_eval_order = [RULES_GROUP, ALERTS_GROUP];
-    let text = written(&File { rule_files: rule_files.into(), evaluation_interval, group_eval_order, tests })?;
+    let text =
+        written(&File { rule_files: rule_files.into(), evaluation_interval, group_eval_order, tests })?;
     Ok((format!("{FOLDER}/{name}.yaml"), text))
 }
 
@@ -90,7 +91,8 @@ fn causes(slo: &Slo) -> Vec<Test> {
             ("fires", fires, fires_at, vec![name.as_str()]),
             ("stays silent on a near miss", silent, silent_at, vec![]),
         ] {
-            let series = inputs.into_iter().map(|input| Series { series: input.series, values: input.values.into() });
+            let series =
+                inputs.into_iter().map(|input| Series { series: input.series, values: input.values.into() });
             tests.push(Test {
                 name: format!("{name} {what}"),
                 interval: "1m",
@@ -128,7 +130,8 @@ fn of_burn(slo: &Slo, burn: &Burn) -> Result<Vec<Test>> {
     let long = burn.long.minutes();
     let after = (burn.short.minutes() + FADING_MINUTES).next_multiple_of(evaluated_each(burn));
     let usual = |phases| Story { per_minute: USUAL_PER_MINUTE, phases };
-    let burning = |level: &Level, times: f64| Phase { minutes: long, bad: times * burns::threshold(level, burn) };
+    let burning =
+        |level: &Level, times: f64| Phase { minutes: long, bad: times * burns::threshold(level, burn) };
     let test = |what: &str, at, expected: &[&str], story: &dyn Fn(&Level) -> Story| {
         let mut input_series = Vec::new();
         for level in &slo.levels {
@@ -166,8 +169,10 @@ fn of_burn(slo: &Slo, burn: &Burn) -> Result<Vec<Test>> {
 /// The raw series of a level to which this happens.
 fn happens(slo: &Slo, level: &Level, story: &Story) -> Result<Vec<Series>> {
     let target = "job=\"debros\",cluster=\"test\",node=\"node-1\"";
-    let labels = |labels: &str| if labels.is_empty() { target.to_owned() } else { format!("{labels},{target}") };
-    let series = |name: &str, of: &str, values| Series { series: format!("{name}{{{}}}", labels(of)), values };
+    let labels =
+        |labels: &str| if labels.is_empty() { target.to_owned() } else { format!("{labels},{target}") };
+    let series =
+        |name: &str, of: &str, values| Series { series: format!("{name}{{{}}}", labels(of)), values };
     let bad = |share: f64| counter(story, |phase| phase.bad * share);
     let good = counter(story, |phase| 1.0 - phase.bad);
     let all = |share: f64| counter(story, |_| share);
@@ -178,7 +183,8 @@ fn happens(slo: &Slo, level: &Level, story: &Story) -> Result<Vec<Series>> {
     Ok(match &level.counts {
         Counts::Answered(groups) => {
             let (name, method) = ("debros_rpc_requests_total", method(groups)?);
-            let code = |origin: &str, code: &str| format!("method=\"{method}\",origin=\"{origin}\",code=\"{code}\"");
+            let code =
+                |origin: &str, code: &str| format!("method=\"{method}\",origin=\"{origin}\",code=\"{code}\"");
             let Codes { users_fault, services_fault, redirects } = &slo.codes;
             let each = |share: f64, codes: &[String]| share / codes.len() as f64;
             let answered = |share: f64| counter(story, |phase| (1.0 - phase.bad) * share);

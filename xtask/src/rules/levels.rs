@@ -42,7 +42,8 @@ pub(super) fn recordings(slo: &Slo) -> Result<Vec<Recording>> {
     let plain = |record: String, expr| Recording { record, expr, labels: BTreeMap::new() };
     for window in slo.windows() {
         let window = window.as_str();
-        let expr = format!("avg_over_time({BAD}[{window}]) / clamp_min(avg_over_time({TOTAL}[{window}]), {NEVER})");
+        let expr =
+            format!("avg_over_time({BAD}[{window}]) / clamp_min(avg_over_time({TOTAL}[{window}]), {NEVER})");
         all.push(plain(bad_ratio(window), expr));
     }
     let spent = bad_ratio(slo.window.as_str());
@@ -107,8 +108,8 @@ fn late(total: &[String], good: &[String], recorded: &str) -> Events {
 }
 
 fn delivered() -> Events {
-    let [delivered, dropped, lost] = ["delivered", "dropped", "lost"]
-        .map(|what| per_second(&[format!("debros_pubsub_{what}_total")]));
+    let [delivered, dropped, lost] =
+        ["delivered", "dropped", "lost"].map(|what| per_second(&[format!("debros_pubsub_{what}_total")]));
     Events { total: format!("{delivered} + {dropped} + {lost}"), bad: format!("{dropped} + {lost}") }
 }
 

@@ -3,8 +3,8 @@
 //! what was acknowledged while it existed was heard, or a notice said that something was missed.
 //!
 //! A notice counts for what was sent before it came. Since one origin's messages come in order, it must have come
-//! soon after a later message of the same origin at the latest. While notices say how many were missed, they
-//! must add up.
+//! soon after a later message of the same origin at the latest. What no notice without a number can tell of, those that
+//! say how many were missed must add up to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -161,10 +161,7 @@ impl<'s> Judge<'s> {
 
     /// Why no notice tells of a message that was missed.
     fn unexplained(&self, number: Number, published: &Published) -> Option<String> {
-        let heard = &self.subscription.heard;
-        let notice =
-            |(at, heard): &&(Duration, Heard)| matches!(heard, Heard::Lagged(_)) && *at >= published.sent;
-        let Some((noticed, _)) = heard.iter().find(notice) else {
+        let Some(noticed) = self.notices().map(|(at, _)| at).find(|at| *at >= published.sent) else {
             // One that is dropped by its client takes what waits with it.
             return self.subscription.ended.is_none().then(|| "no notice was given".to_owned()).or_else(
                 || {
@@ -174,34 +171,50 @@ impl<'s> Judge<'s> {
             );
         };
         let next = self.next_of_origin(number, published)?;
-        (!self.subscription.is_slow && *noticed > next + NOTICE_LATE_MAX)
+        (!self.subscription.is_slow && noticed > next + NOTICE_LATE_MAX)
             .then(|| format!("the notice came at {noticed:?}, and more of its origin at {next:?}"))
     }
 
-    /// When a later message of the same publisher and origin was heard.
-    fn next_of_origin(&self, number: Number, published: &Published) -> Option<Duration> {
-        let acknowledged = published.acknowledged?;
-        let later = self.numbers.range((number.0, number.1 + 1)..=(number.0, u64::MAX));
-        later
-            .filter_map(|(_, at)| match &self.subscription.heard[*at] {
-                (when, Heard::Message { origin, .. }) if *origin == acknowledged.by => Some(*when),
-                _ => None,
-            })
-            .min()
+    /// When something was missed, and how much if that was said.
+    fn notices(&self) -> impl Iterator<Item = (Duration, Option<u64>)> {
+        self.subscription.heard.iter().filter_map(|(at, heard)| match heard {
+            Heard::Lagged(count) => Some((*at, *count)),
+            Heard::Message { .. } | Heard::Moved => None,
+        })
     }
 
-    /// Notices that all say how many were missed say enough.
-    fn add_up(&mut self, missed: &[(Number, &Published)]) {
-        let counts = self.subscription.heard.iter().filter_map(|(_, heard)| match heard {
-            Heard::Lagged(count) => Some(*count),
-            Heard::Message { .. } | Heard::Moved => None,
+    /// When something later of the same origin was heard: of the same publisher, or sent by another one after this
+    /// was acknowledged.
+    fn next_of_origin(&self, number: Number, published: &Published) -> Option<Duration> {
+        let acknowledged = published.acknowledged?;
+        let is_later = |other: &Number| {
+            let sent = self.published.get(other).map(|other| other.sent);
+            other.0 == number.0 && other.1 > number.1 || sent.is_some_and(|sent| sent > acknowledged.at)
+        };
+        let later = self.subscription.heard.iter().filter_map(|(when, heard)| match heard {
+            Heard::Message { number, origin, .. } if *origin == acknowledged.by && is_later(number) => {
+                Some(*when)
+            }
+            _ => None,
         });
-        let reported = counts.sum::<Option<u64>>();
-        if let Some(reported) = reported
-            && reported < missed.len() as u64
-            && self.subscription.ended.is_none()
-        {
-            self.tell(format!("{} messages are missing, and the notices say {reported}", missed.len()));
+        later.min()
+    }
+
+    /// What no notice without a number can tell of, the others must: together they say enough.
+    fn add_up(&mut self, missed: &[(Number, &Published)]) {
+        if self.subscription.ended.is_some() {
+            return;
+        }
+        let is_counted = |(number, published): &&(Number, &Published)| {
+            let next = self.next_of_origin(*number, published).filter(|_| !self.subscription.is_slow);
+            let until = next.map_or(Duration::MAX, |next| next + NOTICE_LATE_MAX);
+            let mut within = self.notices().filter(|(at, _)| (published.sent..=until).contains(at));
+            within.all(|(_, count)| count.is_some())
+        };
+        let counted = missed.iter().filter(is_counted).count() as u64;
+        let reported: u64 = self.notices().filter_map(|(_, count)| count).sum();
+        if reported < counted {
+            self.tell(format!("{counted} messages are missing, and the notices say {reported}"));
         }
     }
 }
@@ -282,24 +295,67 @@ pub(crate) fn known_histories_are_told_apart() -> Result<(), String> {
         nodes: None,
         is_final: false,
     };
+    let of_another = Heard::Message {
+        number: (8, 1),
+        origin: by,
+        rerouted: false,
+        namespace: "one".to_owned(),
+        topic: "rooms.1".to_owned(),
+    };
+    // Publisher 8 has one message, through the same origin, after all of publisher 5.
     let messages: BTreeMap<Number, Published> = (1..=4_u64)
         .map(|number| ((5, number), published("one", number * 100)))
-        .chain([((6, 1), published("two", 100))])
+        .chain([((6, 1), published("two", 100)), ((8, 1), published("one", 500))])
         .collect();
+    let then = |mut heard: Vec<(u64, Heard)>| {
+        heard.push((510, of_another.clone()));
+        heard
+    };
     type Case = (&'static str, Vec<(u64, Heard)>, bool);
-    let cases: [Case; 10] = [
-        ("all are heard", (1..=4).map(|number| (number * 110, message(number))).collect(), true),
+    let cases: [Case; 12] = [
+        ("all are heard", then((1..=4).map(|number| (number * 110, message(number))).collect()), true),
         ("nothing is heard", vec![], false),
         ("nothing is heard, and that is told", vec![(600, Heard::Lagged(None))], true),
-        ("one is missing", vec![(110, message(1)), (330, message(3)), (440, message(4))], false),
+        ("one is missing", then(vec![(110, message(1)), (330, message(3)), (440, message(4))]), false),
         (
             "one is missing, and that is told",
-            vec![(110, message(1)), (320, Heard::Lagged(Some(1))), (330, message(3)), (440, message(4))],
+            then(vec![
+                (110, message(1)),
+                (320, Heard::Lagged(Some(1))),
+                (330, message(3)),
+                (440, message(4)),
+            ]),
             true,
         ),
         (
+            "the last of a publisher are missing, and of their origin more came long before that is told",
+            vec![
+                (110, message(1)),
+                (220, message(2)),
+                (510, of_another.clone()),
+                (9000, Heard::Lagged(None)),
+            ],
+            false,
+        ),
+        (
+            "more are missing than is told, and much later something may be",
+            vec![
+                (110, message(1)),
+                (420, Heard::Lagged(Some(1))),
+                (440, message(4)),
+                (510, of_another.clone()),
+                (9000, Heard::Lagged(None)),
+            ],
+            false,
+        ),
+        (
             "one is missing, and was told of before it was sent",
-            vec![(110, message(1)), (150, Heard::Lagged(Some(1))), (330, message(3)), (440, message(4))],
+            then(vec![
+                (110, message(1)),
+                (150, Heard::Lagged(Some(1))),
+                (330, message(3)),
+                (440, message(4)),
+            ]),
             false,
         ),
         (

@@ -228,18 +228,22 @@ impl Work {
     /// Takes in an event; false when the session is not to go on.
     async fn take(&mut self, session: &Session, event: Event) -> bool {
         match event {
-            Event::Subscribed(v1::Subscribed { subscription, positions, .. }) => {
+            Event::Subscribed(v1::Subscribed { subscription, positions, unaware: _, gone }) => {
                 let Some(wanted) = self.wanted.get_mut(&subscription) else { return true };
                 wanted.answered = true;
                 // Of one that was resumed they say where the node is, not what was delivered.
-                wanted.positions.get_or_insert_with(|| by_origin(&positions).collect());
+                let known = wanted.positions.get_or_insert_with(|| by_origin(&positions).collect());
+                known.retain(|origin, _| !gone.contains(origin));
                 self.subscriber.notes.begun(wanted.place, session.attached.node_id);
             }
             Event::Deliveries(deliveries) => return self.take_deliveries(session, deliveries).await,
-            Event::Positions(v1::Positions { positions, except }) => {
-                let told = self.wanted.iter_mut().filter(|(number, _)| !except.contains(number));
+            Event::Positions(v1::Positions { positions, except, gone }) => {
+                // The node speaks of those that it has taken in.
+                let told = self.wanted.iter_mut();
+                let told = told.filter(|(number, wanted)| wanted.answered && !except.contains(number));
                 for known in told.filter_map(|(_, wanted)| wanted.positions.as_mut()) {
                     known.extend(by_origin(&positions));
+                    known.retain(|origin, _| !gone.contains(origin));
                 }
             }
             Event::Failure(v1::SessionFailure { about: Some(About::Subscription(number)), failure }) => {
