@@ -32,6 +32,9 @@ const SCRAPE_SECONDS: u32 = 1;
 const VALUES_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Whether each node answered each scrape since the load began.
+const REACHED: &str = "min_over_time(up{job=\"debros\"}[15s])";
+
 /// Options of `observe`.
 #[derive(Args)]
 pub(crate) struct ObserveOptions {
@@ -162,6 +165,9 @@ async fn observe(prometheus: &Prometheus, load: &Load, expressions: &[Expression
         println!("{verdict}  {expression}");
     }
     let failing = prometheus.failing_rules().await?;
+    for sample in prometheus.evaluate(REACHED).await? {
+        ensure!(sample.value == 1.0, "a node gave no metrics for a while: it hangs, or was away");
+    }
     ensure!(failing.is_empty(), "rules fail: {}", failing.join("; "));
     let wrong = verdicts.iter().filter(|verdict| !verdict.is_well()).count();
     ensure!(

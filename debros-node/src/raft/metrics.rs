@@ -136,6 +136,8 @@ struct Replica {
 
 impl Replica {
     fn of(group: &Group) -> Self {
+        // Looks at the same value: a second look while the first lasts waits for ever once a change waits between them.
+        let led = group.is_led();
         let metrics = group.raft().metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index.unwrap_or(0);
@@ -152,7 +154,7 @@ impl Replica {
             term: metrics.current_term,
             leads,
             stopped,
-            led: group.is_led(),
+            led,
             voters,
             slack: leads.then(|| slack(group.node().0, &metrics)).flatten(),
             commit_lag: last.saturating_sub(committed),

@@ -20,7 +20,7 @@ pub(super) fn dashboard(slo: &Slo) -> Result<Dashboard> {
             Row { title: "What users ask for", panels: asked(slo)? },
             Row { title: "What it takes", panels: takes() },
             Row { title: "What is wrong", panels: wrong() },
-            Row { title: "Traces", panels: vec![traces()] },
+            Row { title: "Traces and probes", panels: vec![traces(), probes()] },
         ],
     })
 }
@@ -208,4 +208,13 @@ fn traces() -> Panel {
          unless it is configured, and Prometheus keeps the marks only with --enable-feature=exemplar-storage.",
     )
     .traced(format!("{slowest} or 0 * {none}"), "{{service}}")
+}
+
+fn probes() -> Panel {
+    Panel::lines(
+        Unit::Seconds,
+        "How long do the nodes' probes take?",
+        "Each node writes, reads back through another one, publishes and receives each few seconds: what a user would feel at that node who asks now.",
+    )
+    .query(quantile(0.99, "debros_probe_duration_seconds", "node, probe"), "{{node}} {{probe}}")
 }
