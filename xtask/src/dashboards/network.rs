@@ -48,7 +48,8 @@ fn members(slo: &Slo) -> Result<Vec<Panel>> {
             "How soon is a node connected?",
             format!("Since the process began, from an address's being learnt to the connection. The dashed line is the promise: {}.", level.promise),
         )
-        .query(format!("histogram_quantile(0.99, sum by (le, node) ({buckets}))"), "{{node}}, 99 % below")
+        // Without nodes that were found by the others before they found anybody.
+        .query(format!("histogram_quantile(0.99, sum by (le, node) ({buckets})) >= 0"), "{{node}}, 99 % below")
         .bad_from(level.seconds().unwrap_or_default())
         .runbook(alert_on(level)),
     ])
