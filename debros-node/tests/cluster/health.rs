@@ -89,7 +89,7 @@ async fn the_admin_listener_answers_probes_and_metrics() {
     assert!(nowhere.body.contains("use /livez, /readyz, /healthz, /metrics or /status"), "{}", nowhere.body);
     let metrics = get(admin, "/metrics").await.body;
     for name in [
-        "debros_rpc_requests_total{method=\"Execute\",code=\"OK\"}",
+        "debros_rpc_requests_total{service=\"database\",method=\"Execute\",origin=\"client\",code=\"OK\"}",
         "debros_rpc_duration_seconds_bucket{",
         "debros_raft_log_flush_duration_seconds_count",
         "debros_raft_groups_led 2",
