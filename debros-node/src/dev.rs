@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use debros_config::{Config, ListenAddress, NodeType, PeerAddress, Transport};
+use debros_config::{Config, Interval, ListenAddress, NodeType, PeerAddress, Transport};
 use futures::FutureExt;
 use tokio::time::Instant;
 
@@ -91,6 +91,8 @@ pub struct DevCluster {
     started: Instant,
 }
 
+/// Nodes of which each may probe at the default interval.
+const NODES_PROBING_AT_ONCE: usize = 3;
 /// A segment is written full of zeros when it is made: many nodes on one disk want small ones.
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// A node's folder is this and its number.
@@ -228,6 +230,10 @@ fn config(
     config.node.listen_addresses = vec![ListenAddress::new(socket, Transport::Tcp)];
     config.database.rqlite_port = port(options.first_http_port);
     config.admin.port = 0;
+    // One machine does what all of them do: together they probe as often as a few.
+    let turns = options.nodes.div_ceil(NODES_PROBING_AT_ONCE) as u64;
+    let every = config.admin.probe_interval.as_duration().as_millis() as u64;
+    config.admin.probe_interval = Interval::from_milliseconds(every * turns);
     config.discovery.enable_dht = false;
     if let Some(bootstrap) = bootstrap {
         let peer: PeerAddress = bootstrap.parse().map_err(|error| refused(format!("{error}")))?;

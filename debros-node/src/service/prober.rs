@@ -128,7 +128,8 @@ impl Prober {
         let probing = async {
             self.inner.parts.cluster.joined().await;
             let rounds = async {
-                // What is made anew is no measure of what users get.
+                // A cluster that is forming has other work, and what is made anew is no measure of what users get.
+                tokio::time::sleep(jittered(interval)).await;
                 let _ = timeout(PREPARATION, self.prepare()).await;
                 loop {
                     self.probe_unless_within(Duration::ZERO).await;

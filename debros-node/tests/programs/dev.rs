@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::process::{Node, debros, run, run_with};
-use crate::{DEADLINE, eventually};
+use crate::{DEADLINE, MACHINE, eventually};
 
 /// Free ports everywhere, so that tests may run beside each other.
 const FREE_PORTS: [&str; 4] = ["--port", "0", "--http-port", "0"];
@@ -23,6 +23,7 @@ fn folder_of(log: &str) -> &Path {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_come_and_go() {
+    let _beside_others = MACHINE.read().await;
     let (code, out, told) = run(&dev(&["--nodes", "3", "--once"])).await;
     assert_eq!(code, Some(0), "{out}{told}");
     assert!(out.contains("3 members, fully connected after"), "{out}");
@@ -32,6 +33,7 @@ async fn three_nodes_come_and_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_nodes_know_and_reach_each_other_in_time() {
+    let _alone = MACHINE.write().await;
     const NODES: usize = 30;
     let place = tempfile::tempdir().unwrap();
     let started = Instant::now();
@@ -65,6 +67,7 @@ async fn thirty_nodes_know_and_reach_each_other_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_forming_is_stopped_cleanly() {
+    let _beside_others = MACHINE.read().await;
     let place = tempfile::tempdir().unwrap();
     let cluster = Node::start(place.path(), "forming", &dev(&["--nodes", "20"]));
     eventually("it begins", async || {
@@ -81,6 +84,7 @@ async fn a_cluster_that_is_forming_is_stopped_cleanly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_given_folder_keeps_the_data_of_all_its_nodes() {
+    let _beside_others = MACHINE.read().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     for _ in 0..2 {
@@ -98,6 +102,7 @@ async fn a_given_folder_keeps_the_data_of_all_its_nodes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_work_is_refused() {
+    let _beside_others = MACHINE.read().await;
     let (code, _, told) = run(&["dev", "--nodes", "3", "--port", "65534"]).await;
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains("--port 65534 leaves no port for node 3: choose at most 65533"), "{told}");

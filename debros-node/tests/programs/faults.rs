@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::process::{Node, get, ready};
-use crate::{DEADLINE, eventually};
+use crate::{DEADLINE, MACHINE, eventually};
 
 const NODES: usize = 3;
 /// The place of the node with a disk of its own.
@@ -154,6 +154,7 @@ fn fill(folder: &Path) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_trouble_turns_its_own_checks_and_they_clear() {
+    let _beside_others = MACHINE.read().await;
     let all: Vec<usize> = (0..NODES).collect();
     let mut nodes = Nodes::start().await;
     nodes.only(&all, &[]).await;

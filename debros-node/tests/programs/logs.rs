@@ -1,7 +1,7 @@
 //! The log of a running node: its level from the command line, and the trace in its lines.
 
 use crate::process::{Node, debros};
-use crate::{DEADLINE, eventually};
+use crate::{DEADLINE, MACHINE, eventually};
 
 /// The lines that say that the level was changed, each with its trace.
 fn changes(log: &str, format: &str) -> Vec<(String, String)> {
@@ -25,6 +25,7 @@ fn changes(log: &str, format: &str) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_level_is_changed_while_the_node_runs_and_lines_name_their_trace() {
+    let _beside_others = MACHINE.read().await;
     for format in ["text", "json"] {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("node.yaml");

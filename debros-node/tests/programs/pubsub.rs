@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::process::Node;
-use crate::{DEADLINE, eventually};
+use crate::{DEADLINE, MACHINE, eventually};
 
 const NODES: usize = 3;
 /// Where clients say at which node they are.
@@ -143,6 +143,7 @@ fn publish_on(pubsub: RemotePubSub) -> (oneshot::Sender<()>, JoinHandle<u64>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_whose_node_is_killed_goes_on_at_another_without_gap_or_repetition() {
+    let _beside_others = MACHINE.read().await;
     let mut cluster = Cluster::formed().await;
     let clients = [cluster.client(0).await, cluster.client(1).await, cluster.client(2).await];
     let [publisher, staying, moving] = [0, 1, 2].map(|index: usize| clients[index].pubsub());
@@ -206,6 +207,7 @@ async fn heard_to_the_end(mut subscription: Subscription) -> (Vec<u64>, bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_is_delivered_once_and_in_order_though_the_publishers_node_is_killed() {
+    let _beside_others = MACHINE.read().await;
     const MESSAGES: u64 = 3000;
     let mut cluster = Cluster::formed().await;
     let clients = [cluster.client(0).await, cluster.client(1).await, cluster.client(2).await];
@@ -235,6 +237,7 @@ async fn what_was_acknowledged_is_delivered_once_and_in_order_though_the_publish
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_loses_its_node_with_the_publisher_has_all_or_is_told() {
+    let _beside_others = MACHINE.read().await;
     const MESSAGES: u64 = 2000;
     let mut cluster = Cluster::formed().await;
     let clients = [cluster.client(1).await, cluster.client(1).await];
