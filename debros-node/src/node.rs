@@ -341,8 +341,8 @@ impl Node {
         servers.stop_peers.cancel();
         core.network.shutdown().await;
         within(DRAIN_TIMEOUT, "streams of other nodes", servers.peers).await;
-        core.kv.clear();
-        core.pubsub.clear();
+        core.kv.close();
+        core.pubsub.close();
         core.tracer.stop();
         core.tracker.close();
         within(TASKS_TIMEOUT, "background tasks", core.tracker.wait()).await;

@@ -1,5 +1,5 @@
 //! A place for an engine that only a member has: filled when the node has become one, and closed to whoever asks when
-//! it is one no more. Knows no engine.
+//! it is one no more or has stopped. Knows no engine.
 
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ enum State<T> {
     Serving(T),
     /// The engine must not be asked, for this reason.
     Refusing(T, Failure),
+    /// The node stops.
+    Closed,
 }
 
 impl<T> Clone for Slot<T> {
@@ -29,14 +31,20 @@ impl<T> Default for Slot<T> {
 }
 
 impl<T: Clone> Slot<T> {
-    /// Fills the place.
+    /// Fills the place, unless it was closed: a node may become a member while it stops.
     pub fn fill(&self, engine: T) {
-        self.0.send_replace(State::Serving(engine));
+        self.0.send_if_modified(|state| {
+            let open = !matches!(state, State::Closed);
+            if open {
+                *state = State::Serving(engine);
+            }
+            open
+        });
     }
 
-    /// Empties it, so that the engine can end.
-    pub fn clear(&self) {
-        self.0.send_replace(State::Empty);
+    /// Empties it for good, so that the engine can end.
+    pub fn close(&self) {
+        self.0.send_replace(State::Closed);
     }
 
     /// Refuses whoever asks from now on, for a reason; or serves again when there is none.
@@ -45,7 +53,7 @@ impl<T: Clone> Slot<T> {
             let next = match (&*state, reason) {
                 (State::Serving(engine), Some(reason)) => State::Refusing(engine.clone(), reason),
                 (State::Refusing(engine, _), None) => State::Serving(engine.clone()),
-                (State::Refusing(..), Some(_)) | (State::Serving(_), None) | (State::Empty, _) => {
+                (State::Refusing(..), Some(_)) | (State::Serving(_), None) | (State::Empty | State::Closed, _) => {
                     return false;
                 }
             };
@@ -65,7 +73,7 @@ impl<T: Clone> Slot<T> {
     pub fn peek(&self) -> Option<T> {
         match &*self.0.borrow() {
             State::Serving(engine) | State::Refusing(engine, _) => Some(engine.clone()),
-            State::Empty => None,
+            State::Empty | State::Closed => None,
         }
     }
 
@@ -79,6 +87,10 @@ impl<T: Clone> Slot<T> {
             State::Refusing(_, reason) => Err(reason.clone()),
             State::Empty => {
                 let message = "this node has not joined a cluster yet: retry in a moment";
+                Err(Failure::new(ErrorCode::NotReady, message))
+            }
+            State::Closed => {
+                let message = "this node is stopping: another one will serve this";
                 Err(Failure::new(ErrorCode::NotReady, message))
             }
         }

@@ -174,21 +174,19 @@ impl Core {
 
     /// Teaches the network where the map says that members are, and the map where this node is.
     pub(super) async fn follow_map(self, identity: Identity) {
-        let cluster = tokio::select! {
-            () = self.stop.cancelled() => return,
-            cluster = self.cluster.joined() => cluster,
-        };
-        let mut map = cluster.watch();
-        loop {
-            let current = map.borrow_and_update().clone();
-            self.learn_addresses(&cluster, &current);
-            self.announce(&cluster, &current, &identity).await;
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                _ = map.changed() => {}
-                () = tokio::time::sleep(ADDRESS_INTERVAL) => {}
+        let following = async {
+            let cluster = self.cluster.joined().await;
+            let mut map = cluster.watch();
+            loop {
+                let current = map.borrow_and_update().clone();
+                self.learn_addresses(&cluster, &current);
+                self.announce(&cluster, &current, &identity).await;
+                // Without a change the node looks whether its own addresses have.
+                let _ = tokio::time::timeout(ADDRESS_INTERVAL, map.changed()).await;
             }
-        }
+        };
+        // An announcement may wait for a majority, which a node that stops will not see again.
+        self.stop.run_until_cancelled(following).await;
     }
 
     fn learn_addresses(&self, cluster: &Cluster, map: &ClusterMap) {
