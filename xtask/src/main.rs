@@ -6,8 +6,10 @@ mod ci;
 mod cluster;
 mod crash;
 mod dashboards;
+mod digest;
 mod generate;
 mod grow;
+mod k8s;
 mod membership;
 mod metrics;
 mod observe;
@@ -48,6 +50,9 @@ enum Command {
     Grow(grow::GrowOptions),
     /// Evaluate every panel, rule and alert by a real Prometheus on a real cluster under load; none may be empty or wrong.
     Observe(observe::ObserveOptions),
+    /// A real Kubernetes on this machine: control plane, nodes, DNS, volumes and zones, from programs built here.
+    #[command(subcommand)]
+    K8s(k8s::Kubernetes),
     /// Everything CI runs: fmt, tidy, gen --check, clippy, docs, test.
     Ci,
     /// All tests, with their own set-up: an rqlite client and a Prometheus that are not ours, the demonstration, then cargo's.
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
         Command::Crash(options) => crash::run(&options),
         Command::Grow(options) => grow::run(&options),
         Command::Observe(options) => observe::run(&options),
+        Command::K8s(command) => k8s::run(&command),
         Command::Ci => ci::ci(),
         Command::Test => ci::test(),
         Command::Tidy => tidy::run(),
