@@ -2,6 +2,7 @@
 //! files as the rest of the world does.
 
 use std::fmt::Write as _;
+use std::io::{self, Write};
 
 use sha2::{Digest as _, Sha256};
 
@@ -32,6 +33,39 @@ impl Digest {
 /// The SHA-256 of some bytes, in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+/// Passes on what is written, and knows its digest.
+pub(crate) struct Sha256Writer<W> {
+    to: W,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl<W: Write> Sha256Writer<W> {
+    /// Nothing was written yet.
+    pub(crate) fn new(to: W) -> Self {
+        Self { to, digest: Sha256::new(), bytes: 0 }
+    }
+
+    /// How many bytes were written, and their digest in hexadecimal.
+    pub(crate) fn finish(mut self) -> io::Result<(u64, String)> {
+        self.to.flush()?;
+        Ok((self.bytes, hex(&self.digest.finalize())))
+    }
+}
+
+impl<W: Write> Write for Sha256Writer<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -3,13 +3,22 @@
 //! `KUBECONFIG` names. This module is the command line; each concern is a module below it.
 
 mod access;
+mod addons;
 mod certificates;
 mod cgroups;
+mod cluster;
 mod control_plane;
 mod down;
+mod enter;
+mod fault;
+mod images;
 mod layout;
+mod load;
 mod machine;
 mod namespaces;
+mod network;
+mod node;
+mod packages;
 mod process;
 mod state;
 mod status;
@@ -19,6 +28,7 @@ mod wait;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -46,6 +56,18 @@ pub(crate) enum Kubernetes {
     Kubectl(ToolOptions),
     /// Run helm on the cluster: `cargo xtask k8s helm -- list`.
     Helm(ToolOptions),
+    /// Run any command in the cluster's network, with its kubeconfig: `cargo xtask k8s enter -- curl ...`.
+    Enter(enter::EnterOptions),
+    /// Give the images that `cargo xtask image` wrote to all nodes, again.
+    Load {
+        #[command(flatten)]
+        named: Named,
+        /// These files instead of all in `target/image`.
+        images: Vec<PathBuf>,
+    },
+    /// Do to a node what bad days do, or undo it.
+    #[command(subcommand)]
+    Fault(fault::Fault),
     /// Build the programs, without making a cluster; says where each is.
     Tools {
         /// Resolve the Go modules again for the versions named in the source, and write their pins into the workspace.
@@ -84,8 +106,12 @@ pub(crate) fn run(command: &Kubernetes) -> Result<()> {
         Kubernetes::Up(options) => up::run(options),
         Kubernetes::Down(named) => down::run(&named.layout()?),
         Kubernetes::Status { named, json } => status::run(&named.layout()?, *json),
-        Kubernetes::Kubectl(options) => options.run(Access::kubectl),
-        Kubernetes::Helm(options) => options.run(Access::helm),
+        Kubernetes::Kubectl(options) => options.run(&Access::open(&options.layout()?)?, Access::kubectl),
+        // Much of what helm does needs no cluster: `helm lint`, `helm template`.
+        Kubernetes::Helm(options) => options.run(&Access::open_or_nowhere(&options.layout()?)?, Access::helm),
+        Kubernetes::Enter(options) => enter::run(options),
+        Kubernetes::Load { named, images } => load::run(&named.layout()?, images),
+        Kubernetes::Fault(fault) => fault::run(fault),
         Kubernetes::Tools { refresh } => tools::run(*refresh),
         Kubernetes::Machine { spec } => machine::outer(spec),
         Kubernetes::MachineFirst { spec } => machine::first(spec),
@@ -99,8 +125,12 @@ impl Named {
 }
 
 impl ToolOptions {
-    fn run(&self, tool: fn(&Access) -> Result<std::process::Command>) -> Result<()> {
-        let mut command = tool(&Access::open(&self.named.layout()?)?)?;
+    fn layout(&self) -> Result<Layout> {
+        self.named.layout()
+    }
+
+    fn run(&self, access: &Access, tool: fn(&Access) -> Result<Command>) -> Result<()> {
+        let mut command = tool(access)?;
         command.args(&self.arguments);
         steps::run(command)
     }

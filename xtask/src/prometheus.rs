@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{Cluster, free_ports};
+use crate::debian;
 use crate::rules::{ALERTS_PATH, RULES_PATH};
 use crate::server::Server;
 use crate::steps::{run, target_folder, workspace_root};
@@ -43,14 +44,14 @@ impl Programs {
         let folder = target_folder().join("prometheus");
         let programs = Self::in_folder(&folder.join("usr/bin"));
         if programs.is_none() {
-            if Command::new("apt-get").arg("--version").output().is_err() {
+            if !debian::available() {
                 println!(
                     "skipped: prometheus and promtool are not on the PATH, and without apt-get Debian's package cannot be had"
                 );
                 return Ok(None);
             }
             println!("Debian's package {PACKAGE} goes into {}; nothing is installed", folder.display());
-            unpack(&folder).context(
+            debian::unpack_packages(&[PACKAGE], &folder).context(
                 "cannot get Prometheus: are Debian's packages reachable? prometheus and promtool on the PATH do as well",
             )?;
         }
@@ -77,35 +78,6 @@ impl Programs {
         command.args(arguments).current_dir(workspace_root());
         run(command)
     }
-}
-
-/// Downloads the package with lists of packages of its own, which takes no root, and unpacks it.
-fn unpack(folder: &Path) -> Result<()> {
-    let apt = folder.join("apt");
-    for part in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt.join(part))?;
-    }
-    let apt_get = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.current_dir(folder).args(["--quiet", "--quiet", "-o", "Debug::NoLocking=1"]);
-        // Without root there is no other user to download as.
-        command.args(["-o", "APT::Sandbox::User="]);
-        for (key, part) in [("Dir::State::lists", "lists"), ("Dir::Cache", "cache")] {
-            command.arg("-o").arg(format!("{key}={}", apt.join(part).display()));
-        }
-        command.args(arguments);
-        run(command)
-    };
-    apt_get(&["update"])?;
-    apt_get(&["download", PACKAGE])?;
-    let archives = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let archive = archives.filter(|path| path.extension().is_some_and(|ending| ending == "deb")).max();
-    let archive = archive.context("nothing was downloaded")?;
-    let mut dpkg = Command::new("dpkg-deb");
-    dpkg.arg("--extract").arg(&archive).arg(folder);
-    run(dpkg)?;
-    fs::remove_file(archive)?;
-    Ok(fs::remove_dir_all(apt)?)
 }
 
 #[derive(Serialize)]

@@ -20,7 +20,9 @@ const KUBECONFIG: &str = "KUBECONFIG";
 #[derive(Clone)]
 pub(crate) enum Access {
     /// Somebody else's, by its kubeconfig.
-    Existing(OsString),
+    Existing,
+    /// None: for what a tool does without one. The user's default cluster is not meant.
+    Nowhere,
     /// On this host's loopback.
     Loopback(PathBuf),
     /// In the network of this machine.
@@ -36,9 +38,15 @@ impl Access {
     /// The cluster that is meant: the existing one where `KUBECONFIG` names it, else the local one of that name.
     pub(crate) fn open(layout: &Layout) -> Result<Self> {
         match existing() {
-            Some(kubeconfig) => Ok(Self::Existing(kubeconfig)),
+            Some(_) => Ok(Self::Existing),
             None => Self::local(layout, &State::of_running(layout)?),
         }
+    }
+
+    /// As [`Access::open`], or nowhere when there is no cluster of that name.
+    pub(crate) fn open_or_nowhere(layout: &Layout) -> Result<Self> {
+        let there = existing().is_some() || State::read(layout)?.is_some();
+        if there { Self::open(layout) } else { Ok(Self::Nowhere) }
     }
 
     /// A cluster that was made here.
@@ -53,7 +61,12 @@ impl Access {
     /// A program that talks to the cluster; it finds the kubeconfig in its environment.
     pub(crate) fn command(&self, program: OsString) -> Result<Command> {
         Ok(match self {
-            Self::Existing(_) => Command::new(program),
+            Self::Existing => Command::new(program),
+            Self::Nowhere => {
+                let mut command = Command::new(program);
+                command.env(KUBECONFIG, "/dev/null");
+                command
+            }
             Self::Loopback(kubeconfig) => {
                 let mut command = Command::new(program);
                 command.env(KUBECONFIG, kubeconfig);
@@ -92,7 +105,7 @@ impl Access {
     fn tool(&self, program: Program) -> Result<Command> {
         let built = Tools::new().built(program);
         match (self, built) {
-            (Self::Existing(_), Err(_)) => self.command(program.name().into()),
+            (Self::Existing, Err(_)) => self.command(program.name().into()),
             (_, built) => self.command(built?.into_os_string()),
         }
     }

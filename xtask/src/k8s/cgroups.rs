@@ -12,20 +12,27 @@ const PROGRAMS: &str = "programs";
 /// What pods are limited by, in the words of cgroup v2.
 const CONTROLLERS: &[&str] = &["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
 
-/// Makes a machine's groups; returns their folders.
-pub(crate) fn make(name: &str) -> Result<Vec<PathBuf>> {
-    let hierarchies = hierarchies()?;
-    let mut made = Vec::new();
-    for hierarchy in &hierarchies {
-        let group = hierarchy.join(name);
+/// The folders of a machine's groups, whether they are there or not.
+pub(crate) fn places(name: &str) -> Result<Vec<PathBuf>> {
+    Ok(hierarchies()?.into_iter().map(|hierarchy| hierarchy.join(name)).collect())
+}
+
+/// True when a machine of that name has groups already.
+pub(crate) fn exists(name: &str) -> Result<bool> {
+    Ok(places(name)?.iter().any(|group| group.exists()))
+}
+
+/// Makes a machine's groups.
+pub(crate) fn make(groups: &[PathBuf]) -> Result<()> {
+    for group in groups {
         let programs = group.join(PROGRAMS);
         fs::create_dir_all(&programs).with_context(|| format!("cannot create {}", programs.display()))?;
-        for (above, below) in [(hierarchy, &group), (&group, &programs)] {
+        let hierarchy = group.parent().context("a control group is in a hierarchy")?;
+        for (above, below) in [(hierarchy, group), (group, &programs)] {
             inherit(above, below)?;
         }
-        made.push(group);
     }
-    Ok(made)
+    Ok(())
 }
 
 /// The files by which a process enters these groups.

@@ -52,10 +52,6 @@ impl Layout {
         self.folder.join("state.json")
     }
 
-    pub(crate) fn images(&self) -> PathBuf {
-        self.folder.join("images")
-    }
-
     pub(crate) fn logs(&self, machine: &str) -> PathBuf {
         self.folder.join("logs").join(machine)
     }

@@ -125,11 +125,6 @@ impl Machine {
         self.inner.as_ref().unwrap_or(&self.outer).pid
     }
 
-    /// Where this host sees the machine's files.
-    pub(crate) fn root(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root", self.pid()))
-    }
-
     /// The last lines of a program's log.
     pub(crate) fn log_end(&self, program: &str, lines: usize) -> String {
         let file = self.logs.join(format!("{program}.log"));

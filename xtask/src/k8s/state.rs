@@ -102,6 +102,11 @@ impl State {
         Ok(&made.machine)
     }
 
+    /// The nodes' machines.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Made> {
+        self.machines.iter().skip(1)
+    }
+
     /// A machine by its name.
     pub(crate) fn made(&self, name: &str) -> Result<&Made> {
         let found = self.machines.iter().find(|made| made.machine.name == name);

@@ -1,6 +1,5 @@
 //! `cargo xtask k8s status`: what runs, and how to reach it.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -22,7 +21,7 @@ struct Status {
     /// True when it was made to its end and all its machines run.
     running: bool,
     kubernetes: Option<String>,
-    kubeconfig: Option<OsString>,
+    kubeconfig: Option<String>,
     machines: Vec<MachineStatus>,
     nodes: Vec<NodeStatus>,
     tools: PathBuf,
@@ -71,8 +70,8 @@ fn look(layout: &Layout) -> Result<Status> {
     if let Some(kubeconfig) = existing() {
         status.kind = "existing";
         status.running = true;
-        status.kubeconfig = Some(kubeconfig.clone());
-        ask(&mut status, &Access::Existing(kubeconfig))?;
+        status.kubeconfig = Some(kubeconfig.to_string_lossy().into_owned());
+        ask(&mut status, &Access::Existing)?;
         return Ok(status);
     }
     let Some(state) = State::read(layout)? else { return Ok(status) };
@@ -81,7 +80,7 @@ fn look(layout: &Layout) -> Result<Status> {
         Kind::ControlPlane => "control-plane",
     };
     status.running = state.ready && state.all_run();
-    status.kubeconfig = Some(layout.kubeconfig().into_os_string());
+    status.kubeconfig = Some(layout.kubeconfig().display().to_string());
     status.machines = state.machines.iter().map(|made| &made.machine).map(|machine| MachineStatus {
         name: machine.name.clone(),
         pid: machine.pid(),
@@ -137,7 +136,7 @@ fn show(status: &Status) {
         println!("{}", machines_table(&status.machines));
     }
     if let Some(kubeconfig) = &status.kubeconfig {
-        println!("KUBECONFIG={}", kubeconfig.display());
+        println!("KUBECONFIG={kubeconfig}");
     }
     println!("{}", how_to_reach(status));
 }

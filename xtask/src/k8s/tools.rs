@@ -15,11 +15,26 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::steps::{step, target_folder};
-pub(crate) use modules::{KUBERNETES_VERSION, Program};
+pub(crate) use modules::Program;
 use modules::{MODULES, Module};
 
 /// Names the folder of built programs, instead of one of the user's cache.
 const FOLDER_VARIABLE: &str = "DEBROS_TOOLS";
+
+/// Everything that is built.
+pub(crate) const EVERY_PROGRAM: &[Program] = &[
+    Program::Etcd,
+    Program::KubeApiserver,
+    Program::KubeControllerManager,
+    Program::KubeScheduler,
+    Program::Kubelet,
+    Program::KubeProxy,
+    Program::Kubectl,
+    Program::Coredns,
+    Program::LocalPathProvisioner,
+    Program::Pause,
+    Program::Helm,
+];
 
 /// The built programs.
 #[derive(Clone)]
@@ -94,10 +109,9 @@ pub(crate) fn run(refresh: bool) -> Result<()> {
         return Ok(());
     }
     let tools = Tools::new();
-    let all = MODULES.iter().flat_map(|module| module.programs).map(|built| built.program).collect::<Vec<_>>();
-    tools.set_up(&all)?;
-    for program in all {
-        println!("{:<26} {}", program.name(), tools.path(program).display());
+    tools.set_up(EVERY_PROGRAM)?;
+    for program in EVERY_PROGRAM {
+        println!("{:<26} {}", program.name(), tools.path(*program).display());
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::layout::{DEFAULT_NAME, Layout, NODES_MAX};
 use super::machine::{Machine, Spec};
 use super::state::{Kind, Made, State};
 use super::tools::{Program, Tools};
-use super::{certificates, down, status};
+use super::{certificates, cluster, down, status};
 use crate::steps::step;
 
 /// Options of `k8s up`.
@@ -54,7 +54,7 @@ pub(crate) fn run(options: &UpOptions) -> Result<()> {
     }
     match kind {
         Kind::ControlPlane => api_only(&layout, options.controllers)?,
-        Kind::Cluster => bail!("not yet"),
+        Kind::Cluster => cluster::make(&layout, options.nodes)?,
     }
     status::run(&layout, false)
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::digest::Digest;
 
 /// The last minor that runs on containerd 1.6 (Debian 12) and, when it is told to, on cgroup v1.
-pub(crate) const KUBERNETES_VERSION: &str = "1.35.4";
+const KUBERNETES_VERSION: &str = "1.35.4";
 
 /// A program that is built here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
