@@ -35,7 +35,8 @@ pub(crate) fn download(packages: &[&str], folder: &Path) -> Result<Vec<PathBuf>>
     apt_get(&[&["download"], packages].concat())?;
     fs::remove_dir_all(apt)?;
     let entries = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut archives = entries.filter(|path| path.extension().is_some_and(|ending| ending == "deb")).collect::<Vec<_>>();
+    let mut archives =
+        entries.filter(|path| path.extension().is_some_and(|ending| ending == "deb")).collect::<Vec<_>>();
     archives.sort();
     if archives.len() < packages.len() {
         bail!("of {} only {} were downloaded", packages.join(", "), archives.len());

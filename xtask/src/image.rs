@@ -82,7 +82,12 @@ pub(crate) fn run(options: &ImageOptions) -> Result<Vec<PathBuf>> {
             let layers = [base.layer.clone(), programs_layer(image, &target_folder().join(profile))?];
             oci::write(&file, &name, &layers, &settings(image, &base.packages)?)
         })?;
-        println!("{name}\n    {}\n    {}, {:.1} MiB", written.digest, file.display(), mebibytes(written.bytes));
+        println!(
+            "{name}\n    {}\n    {}, {:.1} MiB",
+            written.digest,
+            file.display(),
+            mebibytes(written.bytes)
+        );
         files.push(file);
     }
     Ok(files)
@@ -107,7 +112,9 @@ fn full_name(name: &str) -> String {
 fn check_tag(tag: &str) -> Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     if tag.is_empty() || tag.len() > 128 || !tag.bytes().all(plain) || tag.starts_with(['.', '-']) {
-        bail!("a tag has 1 to 128 of letters, digits, `_`, `.` and `-`, and begins with none of the last two: `{tag}` does not");
+        bail!(
+            "a tag has 1 to 128 of letters, digits, `_`, `.` and `-`, and begins with none of the last two: `{tag}` does not"
+        );
     }
     Ok(())
 }
@@ -178,7 +185,8 @@ fn revision() -> String {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let Some(commit) = git(&["rev-parse", "HEAD"]) else { return String::new() };
-    let clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| changes.is_empty());
+    let clean =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| changes.is_empty());
     if clean { commit } else { format!("{commit}-changed") }
 }
 

@@ -36,7 +36,9 @@ pub(super) fn layer() -> Result<Base> {
     let base = folder().join("base");
     if !base.is_dir() {
         if !debian::available() {
-            bail!("the base is made of Debian's packages, and there is no apt-get: build the Dockerfile instead");
+            bail!(
+                "the base is made of Debian's packages, and there is no apt-get: build the Dockerfile instead"
+            );
         }
         get(&base)?;
     }
@@ -136,10 +138,15 @@ mod tests {
 
     #[test]
     fn libraries_and_licences_are_kept_and_the_rest_is_not() {
-        let kept = ["usr/lib/x/libc.so.6", "usr/lib64/ld.so", "usr/bin/dash", "usr/share/doc/libc6/copyright"];
+        let kept =
+            ["usr/lib/x/libc.so.6", "usr/lib64/ld.so", "usr/bin/dash", "usr/share/doc/libc6/copyright"];
         assert!(kept.iter().all(|path| is_kept(path)), "{kept:?}");
-        let dropped =
-            ["usr/lib/x/gconv/a.so", "usr/share/doc/libc6/changelog.gz", "usr/bin/bashbug", "usr/share/man/man1/dash.1.gz"];
+        let dropped = [
+            "usr/lib/x/gconv/a.so",
+            "usr/share/doc/libc6/changelog.gz",
+            "usr/bin/bashbug",
+            "usr/share/man/man1/dash.1.gz",
+        ];
         assert!(!dropped.iter().any(|path| is_kept(path)), "{dropped:?}");
     }
 

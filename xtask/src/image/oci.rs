@@ -64,7 +64,8 @@ impl Layer {
     fn write(&self, to: impl Write) -> Result<()> {
         let mut builder = Builder::new(to);
         for (path, entry) in &self.entries {
-            append(&mut builder, path, entry).with_context(|| format!("cannot put /{path} into the image"))?;
+            append(&mut builder, path, entry)
+                .with_context(|| format!("cannot put /{path} into the image"))?;
         }
         builder.into_inner()?.flush()?;
         Ok(())
@@ -164,7 +165,8 @@ pub(crate) fn write(file: &Path, name: &str, layers: &[Layer], settings: &Settin
         "layers": described,
     }))?;
     let mut entry = manifest.described(MANIFEST_TYPE);
-    entry["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
+    entry["annotations"] =
+        json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
     let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]});
     let digest = manifest.digest.clone();
     blobs.extend([config, manifest]);
@@ -219,9 +221,8 @@ fn architecture() -> &'static str {
 fn archive(file: &Path, blobs: &[Blob], index: &Value) -> Result<u64> {
     let created = fs::File::create(file).with_context(|| format!("cannot create {}", file.display()))?;
     let mut builder = Builder::new(BufWriter::new(created));
-    let mut entry = |path: &str, content: Content| {
-        append(&mut builder, path, &Entry { content, mode: 0o644, owner: 0 })
-    };
+    let mut entry =
+        |path: &str, content: Content| append(&mut builder, path, &Entry { content, mode: 0o644, owner: 0 });
     entry("oci-layout", Content::Text(json!({"imageLayoutVersion": "1.0.0"}).to_string()))?;
     entry("index.json", Content::Text(index.to_string()))?;
     for blob in blobs {

@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn every_word_is_put_in() {
         let text = objects(3);
-        let left = text.lines().filter(|line| line.contains('@') && !line.starts_with('#')).collect::<Vec<_>>();
+        let left =
+            text.lines().filter(|line| line.contains('@') && !line.starts_with('#')).collect::<Vec<_>>();
         assert!(left.is_empty(), "{left:?}");
         assert!(text.contains("replicas: 2\n"));
         assert!(objects(1).contains("replicas: 1\n"));

@@ -51,8 +51,8 @@ fn hierarchies() -> Result<Vec<PathBuf>> {
     for entry in entries {
         // Hierarchies with several controllers have a symbolic link for each.
         let path = fs::canonicalize(entry?.path())?;
-        // The v2 hierarchy beside those of v1 has no controllers.
-        let serves = path.join("cgroup.procs").is_file() && !path.join("cgroup.controllers").is_file();
+        // The v2 hierarchy beside those of v1 has no controllers; runc makes groups in it all the same.
+        let serves = path.join("cgroup.procs").is_file();
         if serves && !found.contains(&path) {
             found.push(path);
         }

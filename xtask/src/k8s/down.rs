@@ -22,7 +22,12 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
         return remove_folder(&layout.folder);
     };
     remove(layout, &state)?;
-    println!("removed {} machines of `{}` and {}", state.machines.len(), layout.name, layout.folder.display());
+    println!(
+        "removed {} machines of `{}` and {}",
+        state.machines.len(),
+        layout.name,
+        layout.folder.display()
+    );
     Ok(())
 }
 

@@ -38,7 +38,9 @@ pub(crate) fn run(options: &EnterOptions) -> Result<()> {
     };
     let mut command = match &options.machine {
         None => Access::open(&layout)?.command(program)?,
-        Some(_) if existing().is_some() => bail!("KUBECONFIG names a cluster that was not made here: it has no machine to enter"),
+        Some(_) if existing().is_some() => {
+            bail!("KUBECONFIG names a cluster that was not made here: it has no machine to enter")
+        }
         Some(name) => {
             let state = State::of_running(&layout)?;
             if state.kind != Kind::Cluster {

@@ -22,8 +22,8 @@ pub(crate) const SHELL: &str = "debros.local/busybox:1";
 const SHELL_PACKAGE: &str = "busybox-static";
 /// The names under which pods ask for its programs.
 const SHELL_PROGRAMS: &[&str] = &[
-    "sh", "cat", "chmod", "cp", "date", "dd", "env", "grep", "head", "id", "ls", "mkdir", "mv", "nc", "nslookup", "ps",
-    "rm", "rmdir", "sleep", "stat", "sync", "tail", "test", "touch", "true", "wc", "wget",
+    "sh", "cat", "chmod", "cp", "date", "dd", "env", "grep", "head", "id", "ls", "mkdir", "mv", "nc",
+    "nslookup", "ps", "rm", "rmdir", "sleep", "stat", "sync", "tail", "test", "touch", "true", "wc", "wget",
 ];
 
 /// Writes the images that are not there yet; returns their files.
@@ -71,7 +71,10 @@ fn single_program(file: &Path, name: &str, program: Program, path: &Path) -> Res
 fn shell(file: &Path, work: &Path) -> Result<()> {
     debian::unpack_packages(&[SHELL_PACKAGE], work)
         .with_context(|| format!("cannot get Debian's package {SHELL_PACKAGE}"))?;
-    let program = ["bin/busybox", "usr/bin/busybox"].map(|path| work.join(path)).into_iter().find(|path| path.is_file());
+    let program = ["bin/busybox", "usr/bin/busybox"]
+        .map(|path| work.join(path))
+        .into_iter()
+        .find(|path| path.is_file());
     let mut layer = Layer::default();
     layer.add("bin/busybox", 0o755, Content::File(program.context("the package has no busybox")?));
     for name in SHELL_PROGRAMS {

@@ -16,7 +16,9 @@ use crate::steps::step;
 /// Gives these images, or all that there are, to all nodes.
 pub(crate) fn run(layout: &Layout, named: &[PathBuf]) -> Result<()> {
     if existing().is_some() {
-        bail!("KUBECONFIG names a cluster that was not made here: push the images to the registry that it pulls from");
+        bail!(
+            "KUBECONFIG names a cluster that was not made here: push the images to the registry that it pulls from"
+        );
     }
     let state = State::of_running(layout)?;
     if state.kind != Kind::Cluster {
@@ -35,7 +37,10 @@ pub(crate) fn run(layout: &Layout, named: &[PathBuf]) -> Result<()> {
 pub(crate) fn all(state: &State) -> Result<()> {
     let files = written()?;
     if files.is_empty() {
-        println!("    none in {}: `cargo xtask image` writes them, `cargo xtask k8s load` gives them to the nodes", image::folder().display());
+        println!(
+            "    none in {}: `cargo xtask image` writes them, `cargo xtask k8s load` gives them to the nodes",
+            image::folder().display()
+        );
     }
     give(state, &files)
 }
@@ -55,7 +60,10 @@ fn written() -> Result<Vec<PathBuf>> {
     }
     let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
     let files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    let mut files = files.into_iter().filter(|file| file.extension().is_some_and(|ending| ending == "tar")).collect::<Vec<_>>();
+    let mut files = files
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|ending| ending == "tar"))
+        .collect::<Vec<_>>();
     files.sort();
     Ok(files)
 }

@@ -101,7 +101,11 @@ impl Machine {
         BufReader::new(answers).read_line(&mut answer)?;
         let Some(inner) = answer.trim_end().strip_prefix(MADE) else {
             let log = fs::read_to_string(&log_file).unwrap_or_default();
-            bail!("machine {} was not made: {}", spec.name, log.lines().next_back().unwrap_or("it said nothing"));
+            bail!(
+                "machine {} was not made: {}",
+                spec.name,
+                log.lines().next_back().unwrap_or("it said nothing")
+            );
         };
         let outer = Process::of(child.id())?;
         let inner = inner.parse::<u32>().ok().map(Process::of).transpose()?;

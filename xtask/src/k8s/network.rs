@@ -57,7 +57,8 @@ fn forward(machine: &Machine) -> Result<()> {
 
 fn ip(machine: &Machine, arguments: &str) -> Result<()> {
     let mut command = within(machine, Inside::Network, "ip")?;
-    let output = command.args(arguments.split(' ')).output().context("cannot start `ip`: install iproute2")?;
+    let output =
+        command.args(arguments.split(' ')).output().context("cannot start `ip`: install iproute2")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("`ip {arguments}` on {} failed: {}", machine.name, said.trim());

@@ -69,7 +69,11 @@ pub(crate) fn spec(layout: &Layout, tools: &Tools, node: NodeNumber, groups: &[P
 
 fn programs(layout: &Layout, tools: &Tools, node: NodeNumber, folder: &Path) -> Result<Vec<ProgramSpec>> {
     let config = |name: &str| format!("--config={}", folder.join(name).display());
-    let spec = |name: &str, path: PathBuf, arguments: Vec<String>| ProgramSpec { name: name.to_owned(), path, arguments };
+    let spec = |name: &str, path: PathBuf, arguments: Vec<String>| ProgramSpec {
+        name: name.to_owned(),
+        path,
+        arguments,
+    };
     let containerd = packages::find("containerd").context("containerd is not installed")?;
     let zone = node.zone();
     Ok(vec![
@@ -82,7 +86,9 @@ fn programs(layout: &Layout, tools: &Tools, node: NodeNumber, folder: &Path) -> 
                 format!("--kubeconfig={}", layout.pki().join(format!("{}.conf", node.name())).display()),
                 format!("--node-ip={}", node.address()),
                 format!("--hostname-override={}", node.name()),
-                format!("--node-labels=topology.kubernetes.io/zone={zone},topology.kubernetes.io/region={REGION}"),
+                format!(
+                    "--node-labels=topology.kubernetes.io/zone={zone},topology.kubernetes.io/region={REGION}"
+                ),
             ],
         ),
         spec(Program::KubeProxy.name(), tools.built(Program::KubeProxy)?, vec![config(PROXY_FILE)]),

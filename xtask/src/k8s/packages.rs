@@ -94,7 +94,10 @@ pub(crate) fn obstacles() -> Vec<String> {
         found.push("root: namespaces, control groups and containers need it; run it with sudo".to_owned());
         let packages = missing();
         if !packages.is_empty() {
-            found.push(format!("the packages {}: `apt-get install` them, or run this as root", packages.join(", ")));
+            found.push(format!(
+                "the packages {}: `apt-get install` them, or run this as root",
+                packages.join(", ")
+            ));
         }
     }
     if let Err(error) = super::tools::go_version()

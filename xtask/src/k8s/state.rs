@@ -68,18 +68,16 @@ impl State {
         }
     }
 
-    /// What is there, or what to run to have it.
+    /// What is there, or what to run to have it. A node may be away: that is what clusters are for.
     pub(crate) fn of_running(layout: &Layout) -> Result<Self> {
         let name = &layout.name;
-        match Self::read(layout)? {
-            None => bail!("there is no cluster `{name}`: `cargo xtask k8s up` makes one"),
-            Some(state) if !state.all_run() => {
-                bail!(
-                    "not all machines of `{name}` run: `cargo xtask k8s down` and `cargo xtask k8s up` make it anew"
-                )
-            }
-            Some(state) => Ok(state),
+        let Some(state) = Self::read(layout)? else {
+            bail!("there is no cluster `{name}`: `cargo xtask k8s up` makes one");
+        };
+        if !state.answers() {
+            bail!("the control plane of `{name}` does not run: `cargo xtask k8s up` makes the cluster anew");
         }
+        Ok(state)
     }
 
     /// Writes it down.
@@ -89,6 +87,11 @@ impl State {
         let (file, written) = (layout.state_file(), layout.folder.join("state.json.new"));
         fs::write(&written, serde_json::to_vec_pretty(self)?)?;
         fs::rename(&written, &file).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// True when there is somebody to ask.
+    pub(crate) fn answers(&self) -> bool {
+        self.control_plane().is_ok_and(Machine::runs)
     }
 
     /// True when every machine is there.

@@ -81,13 +81,18 @@ fn look(layout: &Layout) -> Result<Status> {
     };
     status.running = state.ready && state.all_run();
     status.kubeconfig = Some(layout.kubeconfig().display().to_string());
-    status.machines = state.machines.iter().map(|made| &made.machine).map(|machine| MachineStatus {
-        name: machine.name.clone(),
-        pid: machine.pid(),
-        running: machine.runs(),
-        logs: machine.logs.clone(),
-    }).collect();
-    if status.running {
+    status.machines = state
+        .machines
+        .iter()
+        .map(|made| &made.machine)
+        .map(|machine| MachineStatus {
+            name: machine.name.clone(),
+            pid: machine.pid(),
+            running: machine.runs(),
+            logs: machine.logs.clone(),
+        })
+        .collect();
+    if state.ready && state.answers() {
         ask(&mut status, &Access::local(layout, &state)?)?;
     }
     Ok(status)
@@ -124,10 +129,9 @@ fn show(status: &Status) {
             let version = status.kubernetes.as_deref().unwrap_or("of unknown version");
             println!("`{}` runs: {kind}, Kubernetes {version}", status.name);
         }
-        (kind, false) => println!(
-            "`{}` does not run whole ({kind}): `cargo xtask k8s up` makes it anew, `down` removes it",
-            status.name
-        ),
+        (kind, false) => {
+            println!("`{}` does not run whole ({kind}): `cargo xtask k8s up` makes it anew", status.name)
+        }
     }
     if !status.nodes.is_empty() {
         println!("{}", nodes_table(&status.nodes));
@@ -142,7 +146,11 @@ fn show(status: &Status) {
 }
 
 fn how_to_reach(status: &Status) -> String {
-    let name = if status.name == super::layout::DEFAULT_NAME { String::new() } else { format!(" --name {}", status.name) };
+    let name = if status.name == super::layout::DEFAULT_NAME {
+        String::new()
+    } else {
+        format!(" --name {}", status.name)
+    };
     match status.kind {
         "cluster" => format!(
             "its addresses are in a network of its own; inside it run\n  \
@@ -151,7 +159,9 @@ fn how_to_reach(status: &Status) -> String {
              cargo xtask k8s enter{name} -- ANY COMMAND\n  \
              cargo xtask k8s enter{name} --machine node-1   # a shell on a node"
         ),
-        _ => format!("  cargo xtask k8s kubectl{name} -- get namespaces    # or any tool, with that KUBECONFIG"),
+        _ => format!(
+            "  cargo xtask k8s kubectl{name} -- get namespaces    # or any tool, with that KUBECONFIG"
+        ),
     }
 }
 

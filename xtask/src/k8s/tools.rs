@@ -105,7 +105,9 @@ pub(crate) fn run(refresh: bool) -> Result<()> {
         for module in MODULES.iter().filter(|module| module.is_foreign()) {
             step(&format!("resolve {} {}", module.name, module.version), || build::refresh(module))?;
         }
-        println!("\nthe pins are written; the next build of xtask holds them, `cargo xtask k8s tools` builds them");
+        println!(
+            "\nthe pins are written; the next build of xtask holds them, `cargo xtask k8s tools` builds them"
+        );
         return Ok(());
     }
     let tools = Tools::new();
@@ -132,7 +134,8 @@ fn cache_folder() -> PathBuf {
 /// What `go` says it is; an error that tells what to do where there is none.
 pub(crate) fn go_version() -> Result<String> {
     let output = Command::new("go").args(["env", "GOVERSION"]).output();
-    let output = output.context("`go` is not on the PATH: install Go 1.26 or newer, Kubernetes is built with it")?;
+    let output =
+        output.context("`go` is not on the PATH: install Go 1.26 or newer, Kubernetes is built with it")?;
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if !output.status.success() {
         bail!("`go env GOVERSION` failed: {}", String::from_utf8_lossy(&output.stderr).trim());

@@ -151,7 +151,8 @@ fn mount(from: Option<&CString>, at: &Path, kind: Option<&CString>, flags: libc:
     // SAFETY: every pointer is null or a string that ends with a zero and lives until mount returns.
     let outcome = unsafe { libc::mount(or_null(from), target.as_ptr(), or_null(kind), flags, ptr::null()) };
     if outcome != 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot mount {}", at.display()));
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("cannot mount {}", at.display()));
     }
     Ok(())
 }

@@ -72,7 +72,8 @@ fn go(folder: &Path) -> Command {
 /// Runs it and tells now and then how far it is; Go prints a line for each module it gets and each package it compiles.
 fn watched(mut command: Command, name: &str) -> Result<()> {
     let start = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("cannot start `go`")?;
+    let mut child =
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("cannot start `go`")?;
     let lines = child.stderr.take().context("go has no output")?;
     let (mut fetched, mut compiled, mut told) = (0, 0, start);
     let mut last = Vec::new();

@@ -224,7 +224,8 @@ impl Module {
         let mut text = format!("module debros.network/tools/{}\n\ngo {}\n", self.name, self.go);
         if let Some((modules, version)) = self.staging {
             // What the replaced modules would say about themselves is not read.
-            let _ = write!(text, "\ngodebug default=go1.25\n\nrequire {} v{}\n\n", self.requires, self.version);
+            let _ =
+                write!(text, "\ngodebug default=go1.25\n\nrequire {} v{}\n\n", self.requires, self.version);
             for module in modules {
                 let _ = writeln!(text, "replace k8s.io/{module} => k8s.io/{module} {version}");
             }
@@ -236,7 +237,8 @@ impl Module {
 
     /// A source that is never built and imports what is, so that Go resolves for it.
     pub(super) fn imports(&self) -> String {
-        let imports = self.programs.iter().map(|built| format!("\t_ \"{}\"\n", built.package)).collect::<String>();
+        let imports =
+            self.programs.iter().map(|built| format!("\t_ \"{}\"\n", built.package)).collect::<String>();
         format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
     }
 }
@@ -274,6 +276,9 @@ mod tests {
     fn the_same_pins_have_the_same_folder_and_each_module_its_own() {
         let names = MODULES.iter().map(super::Module::folder_name).collect::<Vec<_>>();
         assert_eq!(names, MODULES.iter().map(super::Module::folder_name).collect::<Vec<_>>());
-        assert!(names.iter().all(|name| names.iter().filter(|other| *other == name).count() == 1), "{names:?}");
+        assert!(
+            names.iter().all(|name| names.iter().filter(|other| *other == name).count() == 1),
+            "{names:?}"
+        );
     }
 }
