@@ -21,6 +21,7 @@ mod outbound;
 mod outlet;
 mod peer;
 mod presence;
+mod pressure;
 mod publish;
 mod queue;
 mod ring;

@@ -53,7 +53,9 @@ impl<T: Clone> Slot<T> {
             let next = match (&*state, reason) {
                 (State::Serving(engine), Some(reason)) => State::Refusing(engine.clone(), reason),
                 (State::Refusing(engine, _), None) => State::Serving(engine.clone()),
-                (State::Refusing(..), Some(_)) | (State::Serving(_), None) | (State::Empty | State::Closed, _) => {
+                (State::Refusing(..), Some(_))
+                | (State::Serving(_), None)
+                | (State::Empty | State::Closed, _) => {
                     return false;
                 }
             };

@@ -21,11 +21,19 @@ pub(crate) fn target_folder() -> PathBuf {
     }
 }
 
-/// The cargo that runs this command, working in the workspace.
+/// What cargo tells a program that it runs about itself. Build scripts that look at these would take a cargo called from
+/// here for a change, and build what is built again.
+const TOLD_BY_CARGO: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+
+/// The cargo that runs this command, working in the workspace as one called from a shell.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(arguments).current_dir(workspace_root());
+    let told = |name: &str| TOLD_BY_CARGO.iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
     command
 }
 

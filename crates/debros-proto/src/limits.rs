@@ -204,6 +204,9 @@ pub const RING_BYTES_MAX: usize = 64 << 20;
 pub const RING_LIFE: Duration = Duration::from_secs(60);
 /// What waits for a node in reach before publishers are held back.
 pub const LINK_BACKLOG_BYTES: u64 = 8 << 20;
+/// Another node is told so long that a namespace's subscriptions there have much waiting; then it says so again, unless
+/// they took nothing meanwhile.
+pub const PRESSURE_LIFE: Duration = Duration::from_millis(250);
 /// Publishers are held back for a node that takes nothing at most this long; then it must catch up alone.
 pub const LINK_PATIENCE: Duration = Duration::from_secs(1);
 /// What waits for one subscription; past it the oldest is dropped, or the subscription ends.

@@ -44,8 +44,8 @@ pub(super) enum Broken {
 
 /// What became of a frame.
 pub(super) struct TakenFrame {
-    /// Subscriptions that have much waiting.
-    pub(super) pressed: Vec<Arc<Queue>>,
+    /// Subscriptions that have much waiting, one of a namespace.
+    pub(super) pressed: BTreeMap<Arc<str>, Arc<Queue>>,
     /// What was too much for one turn: a frame that is taken in next, before any other.
     pub(super) rest: Option<v1::LinkFrame>,
 }
@@ -106,6 +106,14 @@ impl Router {
         peer.back.lost_since = Some(Instant::now());
     }
 
+    /// Tells the other side of a stream whether subscriptions of a namespace here have much waiting.
+    pub(super) fn tell_pressure(&self, node: NodeId, stream: u64, namespace: &str, pressed: bool) {
+        let Some(peer) = self.peers.get(&node).filter(|peer| peer.back.stream == stream) else { return };
+        let pressure = vec![v1::NamespacePressure { namespace: namespace.to_owned(), pressed }];
+        // One that finds no room is told again, or has had its time.
+        peer.back.reply(v1::LinkReply { pressure, ..Default::default() });
+    }
+
     /// Takes in a frame, or as much of it as one turn is long enough for.
     pub(super) fn take_frame(
         &mut self,
@@ -117,7 +125,7 @@ impl Router {
             return Err(Broken::Replaced);
         }
         let v1::LinkFrame { hello: _, interest, routed, replayed, state, goodbye } = frame;
-        let mut pressed = Vec::new();
+        let mut pressed = BTreeMap::new();
         if let Some(changes) = interest {
             self.take_interest(node, changes);
         }
@@ -152,7 +160,7 @@ impl Router {
         &mut self,
         node: NodeId,
         routed: v1::RoutedMessages,
-        pressed: &mut Vec<Arc<Queue>>,
+        pressed: &mut BTreeMap<Arc<str>, Arc<Queue>>,
     ) -> Result<Option<v1::RoutedMessages>, Broken> {
         let v1::RoutedMessages { previous, reached, runs, confirm, lost } = routed;
         let Some(peer) = self.peers.get(&node) else { return Err(Broken::Replaced) };
@@ -182,7 +190,11 @@ impl Router {
             if !run.group.is_empty() && self.was_given(node, &given) {
                 continue;
             }
-            let taken = self.take_run(node, &run, &mut work_left, pressed)?;
+            let mut full = Vec::new();
+            let taken = self.take_run(node, &run, &mut work_left, &mut full)?;
+            if let (Some(queue), Ok(namespace)) = (full.pop(), std::str::from_utf8(&run.namespace)) {
+                pressed.insert(namespace.into(), queue);
+            }
             gave.extend((!run.group.is_empty()).then_some(given));
             if taken.messages < run.messages.len() || work_left == 0 && !runs.rest().is_empty() {
                 let runs = taken.rest_of(&run, runs.rest());

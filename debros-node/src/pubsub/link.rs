@@ -19,7 +19,7 @@ use v1::routing_server::RoutingServer;
 
 use super::inbound::{Broken, TakenFrame};
 use super::outbound::Next;
-use super::queue::Patience;
+use super::pressure::Pressure;
 use super::{PubSubSlot, Shared};
 
 /// A link that broke is opened again after this time, and ever longer up to the second one.
@@ -192,13 +192,24 @@ async fn serve(
     let hello = first.and_then(|frame| frame.hello).ok_or(Broken::NoHello)?;
     let stream = shared.router().accept_link(node, hello, replies)?;
     let _served = Served { shared, node, stream };
-    let mut patience = Patience::of_link();
-    while let Ok(Some(frame)) = frames.message().await {
-        let mut next = Some(frame);
+    let mut pressure = Pressure::default();
+    loop {
+        let mut next = tokio::select! {
+            frame = frames.message() => match frame {
+                Ok(Some(frame)) => Some(frame),
+                Ok(None) | Err(_) => return Ok(()),
+            },
+            Some(namespace) = pressure.eased() => {
+                shared.router().tell_pressure(node, stream, &namespace, false);
+                continue;
+            }
+        };
         while let Some(frame) = next {
             let TakenFrame { pressed, rest } = shared.router().take_frame(node, stream, frame)?;
-            if !pressed.is_empty() {
-                patience.give(pressed).await;
+            for (namespace, queue) in pressed {
+                if pressure.add(&namespace, queue) {
+                    shared.router().tell_pressure(node, stream, &namespace, true);
+                }
             }
             if rest.is_some() {
                 // Others have their turn at the router.
@@ -207,5 +218,4 @@ async fn serve(
             next = rest;
         }
     }
-    Ok(())
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use debros_proto::{NodeId, limits, packed, v1};
 use debros_topics::Pattern;
+use tokio::time::Instant;
 
 use super::peer::{Former, Outbound, Peer, Replay};
 use super::ring::{Entry, Ring};
@@ -52,9 +53,11 @@ impl Router {
         (peer.out.stream, peer.out.stands) = (0, false);
         self.away.insert(node);
         peer.out.room.notify_waiters();
+        peer.out.pressed.clear();
+        peer.out.eased.notify_waiters();
         peer.out.progress.send_modify(|progress| {
             progress.heeds = 0;
-            progress.lost_since.get_or_insert(tokio::time::Instant::now());
+            progress.lost_since.get_or_insert(Instant::now());
         });
     }
 
@@ -125,6 +128,7 @@ impl Router {
             interest_wanted,
             replay,
             bounced,
+            pressure,
         } = reply;
         if about != stream || self.peers.get(&node).is_none_or(|peer| peer.out.stream != stream) {
             return;
@@ -157,6 +161,13 @@ impl Router {
             let replay = Replay { number, namespace, pattern, after, until: None };
             peer.out.replays.push_back(replay);
             peer.out.waker.wake();
+        }
+        for v1::NamespacePressure { namespace, pressed } in pressure {
+            match self.spaces.get_key_value(namespace.as_str()).filter(|_| pressed) {
+                Some((namespace, _)) => drop(peer.out.pressed.insert(namespace.clone(), Instant::now())),
+                None => drop(peer.out.pressed.remove(namespace.as_str())),
+            }
+            peer.out.eased.notify_waiters();
         }
         for bounced in bounced {
             self.reroute(node, &bounced);

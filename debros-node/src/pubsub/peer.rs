@@ -67,6 +67,10 @@ pub(super) struct Outbound {
     pub(super) slow: bool,
     pub(super) waker: Arc<AtomicWaker>,
     pub(super) room: Arc<Notify>,
+    /// Namespaces whose subscriptions there have much waiting, and since when it said so.
+    pub(super) pressed: BTreeMap<Arc<str>, Instant>,
+    /// Some of them have room again.
+    pub(super) eased: Arc<Notify>,
     pub(super) progress: watch::Sender<Progress>,
 }
 
@@ -203,6 +207,8 @@ impl Peer {
                 slow: false,
                 waker: Arc::default(),
                 room: Arc::default(),
+                pressed: BTreeMap::new(),
+                eased: Arc::default(),
                 progress: watch::Sender::new(progress),
             },
             back: Inbound {

@@ -33,12 +33,28 @@ pub(super) struct Taken {
     pub(super) sequence: u64,
     /// Where its messages go, for those that asked.
     pub(super) goes: Vec<Goes>,
-    /// Subscriptions here that have much waiting.
-    pub(super) pressed: Vec<Arc<Queue>>,
-    /// Nodes that are far behind.
-    pub(super) behind: Vec<NodeId>,
+    /// What the publisher gives a moment before it goes on.
+    pub(super) holding: Holding,
     /// What was too much for one turn: a batch that is taken in next.
     pub(super) rest: Option<v1::Publish>,
+}
+
+/// What holds a publisher back.
+#[derive(Default)]
+pub(super) struct Holding {
+    /// Subscriptions here that have much waiting.
+    pub(super) pressed: Vec<Arc<Queue>>,
+    /// Nodes where subscriptions of its namespace have much waiting.
+    pub(super) pressed_at: Vec<NodeId>,
+    /// Nodes that are far behind.
+    pub(super) behind: Vec<NodeId>,
+}
+
+impl Holding {
+    /// Nothing does.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pressed.is_empty() && self.pressed_at.is_empty() && self.behind.is_empty()
+    }
 }
 
 /// The receivers of consecutive messages.
@@ -93,10 +109,12 @@ impl Router {
         let head =
             RunHead { count, origin: node, incarnation, sequence, publisher, base, first, rerouted: false };
         let mut taken = Taken { last, sequence: space.last, rest, ..Default::default() };
-        tell_here(&told, &plan, &head, &messages, &mut taken.pressed, routing.as_ref()).map_err(damaged)?;
+        tell_here(&told, &plan, &head, &messages, &mut taken.holding.pressed, routing.as_ref())
+            .map_err(damaged)?;
         // What was sent before may have reached a member through another node.
         let away = (!again).then_some(&self.away);
-        let segments = segments(&plan, &head, &messages, away, &mut taken.pressed).map_err(damaged)?;
+        let segments =
+            segments(&plan, &head, &messages, away, &mut taken.holding.pressed).map_err(damaged)?;
         if mode != v1::PublishMode::Accepted {
             taken.goes = goes(&plan, &segments, !again);
         }
@@ -109,9 +127,12 @@ impl Router {
         }
         let nodes = destinations(&segments);
         let confirm = mode == v1::PublishMode::Received;
+        taken.holding.pressed_at =
+            nodes.iter().copied().filter(|node| self.is_pressed(*node, &namespace)).collect();
         self.ring.add(Batch { head, namespace, messages, segments, confirm, hidden: false });
         self.trim(Instant::now());
-        taken.behind = self.wake(&nodes);
+        self.wake(&nodes);
+        taken.holding.behind = nodes.into_iter().filter(|node| self.is_behind(*node)).collect();
         self.metrics.published(count.into());
         Ok(taken)
     }
@@ -128,17 +149,15 @@ impl Router {
         taken
     }
 
-    /// Wakes the links to these nodes; gives those that are far behind.
-    fn wake(&self, nodes: &[NodeId]) -> Vec<NodeId> {
-        let mut behind = Vec::new();
-        for node in nodes {
-            let Some(peer) = self.peers.get(node) else { continue };
-            peer.out.waker.wake();
-            if self.is_behind(*node) {
-                behind.push(*node);
-            }
-        }
-        behind
+    /// Wakes the links to these nodes.
+    fn wake(&self, nodes: &[NodeId]) {
+        nodes.iter().filter_map(|node| self.peers.get(node)).for_each(|peer| peer.out.waker.wake());
+    }
+
+    /// Whether subscriptions of a namespace at a node have much waiting, as far as it has said lately.
+    pub(super) fn is_pressed(&self, node: NodeId, namespace: &str) -> bool {
+        let since = self.peers.get(&node).and_then(|peer| peer.out.pressed.get(namespace));
+        since.is_some_and(|since| since.elapsed() <= limits::PRESSURE_LIFE)
     }
 
     /// Whether publishers should wait for a node.

@@ -324,7 +324,8 @@ impl Queue {
         self.state().gates.insert(origin, Gate::After { incarnation, sequence });
     }
 
-    async fn room(&self, within: Duration) {
+    /// Waits until it has room.
+    pub(super) async fn room(&self) {
         let notified = self.room.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
@@ -333,7 +334,7 @@ impl Queue {
         }
         // Taking something ends a stall; that nothing is taken is known at the end.
         self.state().stalled = true;
-        let _ = tokio::time::timeout(within, notified).await;
+        notified.await;
     }
 }
 
@@ -401,52 +402,35 @@ fn join(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     Some(one?.saturating_add(other?))
 }
 
-/// How long whoever fills queues may wait for them: a budget that comes back with time, so that slow
-/// subscribers cannot slow others by more than its share.
+/// How long a publisher may wait for the queues that it fills, here and at other nodes: a budget that comes back with
+/// time, so that slow subscribers cannot slow publishers by more than its share.
 pub(super) struct Patience {
     left: Duration,
     refilled: Instant,
-    /// The most of one wait.
-    max: Duration,
-    /// The budget grows by this part of the time.
-    share: u32,
 }
 
-/// A publisher waits for subscriptions of its own namespace.
-const PUBLISHER_PATIENCE: (Duration, u32) = (Duration::from_millis(250), 4);
-/// A link carries the messages of all namespaces: what it waits for one, others wait for, too.
-const LINK_PATIENCE: (Duration, u32) = (Duration::from_millis(5), 20);
+/// The most of one wait.
+const PATIENCE_MAX: Duration = Duration::from_millis(250);
+/// The budget grows by this part of the time.
+const PATIENCE_SHARE: u32 = 4;
 
 impl Patience {
-    /// Of a publisher here, with a full budget.
-    pub(super) fn of_publisher() -> Self {
-        Self::new(PUBLISHER_PATIENCE)
+    /// A full budget.
+    pub(super) fn new() -> Self {
+        Self { left: PATIENCE_MAX, refilled: Instant::now() }
     }
 
-    /// Of a link from another node, with a full budget.
-    pub(super) fn of_link() -> Self {
-        Self::new(LINK_PATIENCE)
-    }
-
-    fn new((max, share): (Duration, u32)) -> Self {
-        Self { left: max, refilled: Instant::now(), max, share }
-    }
-
-    /// Waits until there is room in these queues, or the budget is used up.
-    pub(super) async fn give(&mut self, pressed: Vec<Arc<Queue>>) {
+    /// Waits until there is room, or the budget is used up.
+    pub(super) async fn give(&mut self, room: impl Future<Output = ()>) {
         let began = Instant::now();
-        self.left = self.max.min(self.left + began.duration_since(self.refilled) / self.share);
-        for queue in pressed {
-            let within = self.left.saturating_sub(began.elapsed());
-            if within.is_zero() {
-                break;
-            }
-            queue.room(within).await;
+        self.left = PATIENCE_MAX.min(self.left + began.duration_since(self.refilled) / PATIENCE_SHARE);
+        if !self.left.is_zero() {
+            let _ = tokio::time::timeout(self.left, room).await;
         }
         let took = began.elapsed();
         // A timer takes a millisecond at least: what was too long is paid back before the budget grows again.
         let overdrawn = took.saturating_sub(self.left);
         self.left = self.left.saturating_sub(took);
-        self.refilled = self.refilled.max(Instant::now()) + overdrawn * self.share;
+        self.refilled = self.refilled.max(Instant::now()) + overdrawn * PATIENCE_SHARE;
     }
 }

@@ -10,7 +10,7 @@ use debros_topics::Pattern;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, Stream, StreamExt};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use v1::session_call::Call;
@@ -19,9 +19,10 @@ use v1::session_failure::About;
 
 use super::Shared;
 use super::outlet::Outlet;
-use super::peer::Progress;
-use super::publish::{Goes, Incoming, Taken};
+use super::peer::{Outbound, Progress};
+use super::publish::{Goes, Holding, Incoming, Taken};
 use super::queue::{Patience, Queue};
+use super::router::Router;
 use super::subscriptions::Wanted;
 
 /// A client that sends more than its window is not read on.
@@ -87,7 +88,7 @@ impl Session {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             held: None,
-            patience: Some(Patience::of_publisher()),
+            patience: Some(Patience::new()),
             begun: None,
             accepted: None,
             under_way: FuturesUnordered::new(),
@@ -249,7 +250,7 @@ impl Work {
         }
         let incoming = Incoming { namespace: namespace.clone(), publisher: *publisher, base, batch };
         let taken = shared.router().publish(incoming);
-        let Taken { last, sequence, goes, pressed, behind, rest } = match taken {
+        let Taken { last, sequence, goes, holding, rest } = match taken {
             Ok(taken) => taken,
             Err(failure) => {
                 let first = self.begun.take().map_or(first, |(first, _)| first);
@@ -262,7 +263,7 @@ impl Work {
         };
         if let Some(rest) = rest {
             self.begun = Some((first, goes));
-            return self.give_way(since, rest, pressed, behind);
+            return self.give_way(since, rest, holding);
         }
         match mode {
             v1::PublishMode::Accepted => {
@@ -292,14 +293,14 @@ impl Work {
                 self.under_way.push(received.boxed());
             }
         }
-        self.hold(pressed, behind);
+        self.hold(holding);
     }
 
     /// Lets others have their turn before the rest of a batch is taken in.
-    fn give_way(&mut self, since: Instant, rest: v1::Publish, pressed: Vec<Arc<Queue>>, behind: Vec<NodeId>) {
+    fn give_way(&mut self, since: Instant, rest: v1::Publish, holding: Holding) {
         self.waiting_bytes += rest.messages.len() + BATCH_BYTES;
         self.waiting.push_front((since, rest));
-        self.hold(pressed, behind);
+        self.hold(holding);
         if let Some(patience) = self.patience.take() {
             self.held = Some(tokio::task::yield_now().map(|()| patience).boxed());
         }
@@ -322,18 +323,25 @@ impl Work {
         }
     }
 
-    fn hold(&mut self, mut pressed: Vec<Arc<Queue>>, behind: Vec<NodeId>) {
-        let Session { shared, outlet, .. } = &self.session;
+    fn hold(&mut self, mut holding: Holding) {
+        let Session { shared, namespace, outlet, .. } = &self.session;
         // A client that does not read would wait for itself.
-        pressed.retain(|queue| !Arc::ptr_eq(queue.outlet(), outlet));
-        if pressed.is_empty() && behind.is_empty() {
+        holding.pressed.retain(|queue| !Arc::ptr_eq(queue.outlet(), outlet));
+        if holding.is_empty() {
             return;
         }
         let Some(mut patience) = self.patience.take() else { return };
-        let shared = shared.clone();
+        let (shared, namespace) = (shared.clone(), namespace.clone());
         let wait = async move {
+            let Holding { pressed, pressed_at, behind } = holding;
             shared.caught_up(behind).await;
-            patience.give(pressed).await;
+            let room = async {
+                for queue in pressed {
+                    queue.room().await;
+                }
+                shared.eased(pressed_at, &namespace).await;
+            };
+            patience.give(room).await;
             patience
         };
         self.held = Some(wait.boxed());
@@ -417,21 +425,37 @@ impl Shared {
     async fn caught_up(&self, nodes: Vec<NodeId>) {
         let deadline = Instant::now() + limits::LINK_PATIENCE;
         for node in nodes {
-            loop {
-                let Some(room) = self.router().peers.get(&node).map(|peer| peer.out.room.clone()) else {
-                    break;
-                };
-                let notified = room.notified();
-                tokio::pin!(notified);
-                notified.as_mut().enable();
-                if !self.router().is_behind(node) {
-                    break;
-                }
-                if timeout_at(deadline, notified).await.is_err() {
-                    self.router().set_slow(node);
-                    break;
-                }
+            let caught_up = self.while_so(node, |out| &out.room, |router| router.is_behind(node));
+            if timeout_at(deadline, caught_up).await.is_err() {
+                self.router().set_slow(node);
             }
+        }
+    }
+
+    /// Waits until the subscriptions of a namespace at these nodes have room.
+    async fn eased(&self, nodes: Vec<NodeId>, namespace: &str) {
+        for node in nodes {
+            self.while_so(node, |out| &out.eased, |router| router.is_pressed(node, namespace)).await;
+        }
+    }
+
+    /// Waits while something is so of a node, which is told of by a notice.
+    async fn while_so(
+        &self,
+        node: NodeId,
+        notice: impl Fn(&Outbound) -> &Arc<Notify>,
+        is_so: impl Fn(&Router) -> bool,
+    ) {
+        loop {
+            let found = self.router().peers.get(&node).map(|peer| notice(&peer.out).clone());
+            let Some(changed) = found else { return };
+            let notified = changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if !is_so(&self.router()) {
+                return;
+            }
+            notified.await;
         }
     }
 }

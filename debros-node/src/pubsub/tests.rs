@@ -2,6 +2,7 @@
 //! certain place. Everything else is tried on whole nodes.
 
 mod bounds;
+mod pressure;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

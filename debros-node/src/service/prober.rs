@@ -11,6 +11,7 @@ mod listener;
 mod metrics;
 mod work;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,12 +24,19 @@ use super::databases::Databases;
 use super::membership::ClusterSlot;
 use super::pubsub::Messages;
 use super::storage::Storage;
+use crate::cluster::Cluster;
+use crate::cluster::map::ClusterMap;
 use listener::Listener;
 
 pub use metrics::ProbeMetrics;
 
 /// What the first round needs, its database above all, is made within this time or while rounds fail.
 const PREPARATION: Duration = Duration::from_secs(10);
+/// Probing begins when the members and the storage's layout have been the same for so long: a cluster that forms has
+/// other work, and what would fail is no measure of it.
+const SETTLED_AFTER: Duration = Duration::from_secs(3);
+/// It begins after this time in any case.
+const SETTLING_MAX: Duration = Duration::from_secs(60);
 
 /// What is probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +106,7 @@ struct Inner {
     parts: ProberParts,
     listener: Listener,
     latest: Mutex<Option<Round>>,
+    begun: AtomicBool,
     /// Held during a round: however many ask, one is under way.
     turn: tokio::sync::Mutex<()>,
 }
@@ -117,6 +126,7 @@ impl Prober {
                 parts,
                 listener,
                 latest: Mutex::default(),
+                begun: AtomicBool::new(false),
                 turn: tokio::sync::Mutex::default(),
             }),
         }
@@ -126,10 +136,13 @@ impl Prober {
     pub async fn run(self, stop: CancellationToken) {
         let Some(interval) = self.inner.parts.interval else { return };
         let probing = async {
-            self.inner.parts.cluster.joined().await;
+            let cluster = self.inner.parts.cluster.joined().await;
+            let _ = timeout(SETTLING_MAX, settled(&cluster, SETTLED_AFTER.min(interval))).await;
+            self.inner.begun.store(true, Ordering::Relaxed);
             let rounds = async {
-                // A cluster that is forming has other work, and what is made anew is no measure of what users get.
-                tokio::time::sleep(jittered(interval)).await;
+                // Whoever sees the cluster settle sees it when the others do.
+                tokio::time::sleep(interval.mul_f64(rand::random())).await;
+                // What is made anew is no measure of what users get.
                 let _ = timeout(PREPARATION, self.prepare()).await;
                 loop {
                     self.probe_unless_within(Duration::ZERO).await;
@@ -145,7 +158,7 @@ impl Prober {
     /// where nothing is probed, and before there is anything to tell.
     pub async fn latest(&self) -> Vec<Probed> {
         let Some(interval) = self.inner.parts.interval else { return Vec::new() };
-        if self.inner.parts.cluster.get().is_err() {
+        if !self.inner.begun.load(Ordering::Relaxed) {
             return Vec::new();
         }
         let age_max = limits::PROBE_AGE_MAX.min(interval.saturating_mul(2).max(limits::PROBE_TIMEOUT));
@@ -225,6 +238,25 @@ impl Prober {
             tokio::time::sleep(limits::PROBE_TIMEOUT).await;
         }
     }
+}
+
+/// Waits until nobody has come, gone or been given another share of the storage for this long.
+async fn settled(cluster: &Cluster, for_long: Duration) {
+    let mut map = cluster.watch();
+    loop {
+        let seen = shape(&map.borrow_and_update());
+        let changed = async { map.wait_for(|map| shape(map) != seen).await.is_ok() };
+        match timeout(for_long, changed).await {
+            Ok(true) => {}
+            // Nothing changed in time, or nothing will any more.
+            Ok(false) | Err(_) => return,
+        }
+    }
+}
+
+/// What has to stay the same.
+fn shape(map: &ClusterMap) -> (Vec<NodeId>, u64) {
+    (map.members().map(|node| node.id).collect(), map.layout().map_or(0, |layout| layout.version))
 }
 
 /// Nodes that start together do not probe together.

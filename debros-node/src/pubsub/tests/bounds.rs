@@ -1,7 +1,6 @@
 //! What clients may cost a node and each other: in memory when they do not read, and in time.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use debros_net::PeerId;
@@ -9,7 +8,6 @@ use debros_proto::packed::{self, Runs};
 use debros_proto::{Failure, NodeId, limits, v1};
 use debros_topics::Pattern;
 use futures::{FutureExt, StreamExt};
-use tokio::time::Instant;
 use v1::session_event::Event;
 
 use super::super::PubSubOptions;
@@ -17,7 +15,7 @@ use super::super::metrics::PubSubMetrics;
 use super::super::outbound::Next;
 use super::super::outlet::{Events, Outlet};
 use super::super::publish::Incoming;
-use super::super::queue::{Patience, Queue};
+use super::super::queue::Queue;
 use super::super::router::Router;
 use super::super::subscriptions::Wanted;
 use super::{DESTINATION, ORIGIN, Pair, heard};
@@ -376,33 +374,6 @@ async fn a_tick_takes_out_what_has_overflowed_and_excepts_what_has_something_wai
         }
     }
     assert_eq!(excepted, [[lagging.number()]]);
-}
-
-/// A client that takes a frame now and then keeps its queue full for ever, and the link is waited for by all namespaces.
-#[tokio::test(start_paused = true)]
-async fn a_subscription_that_is_slow_for_ever_takes_a_small_part_of_the_time_of_a_link() {
-    let mut node = Alone::new();
-    let mut listener = node.listener("app");
-    let queue = node.subscribe(&mut listener, "news");
-    let full = |node: &mut Alone| {
-        while node.router.backlog.bytes() <= limits::SUBSCRIPTION_QUEUE_BYTES / 2 + (2 << 20) {
-            node.publish("app", "news", limits::MESSAGE_BYTES_MAX);
-        }
-    };
-    let (mut patience, began) = (Patience::of_link(), Instant::now());
-    let (mut waited, mut longest) = (Duration::ZERO, Duration::ZERO);
-    while began.elapsed() < Duration::from_secs(10) {
-        full(&mut node);
-        // It takes one message, and is not stalled any more.
-        queue.add_credit(1);
-        queue.take();
-        let waits = Instant::now();
-        patience.give(vec![queue.clone()]).await;
-        (waited, longest) = (waited + waits.elapsed(), longest.max(waits.elapsed()));
-        tokio::time::advance(Duration::from_millis(1)).await;
-    }
-    assert!(longest <= Duration::from_millis(6), "{longest:?}");
-    assert!(waited > Duration::ZERO && waited < Duration::from_secs(1), "{waited:?} of 10 s");
 }
 
 fn enter(router: &mut Router, session: u64, presence: u64) -> Result<(), Failure> {

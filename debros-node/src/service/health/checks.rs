@@ -24,7 +24,7 @@ impl Health {
                 || {
                     Finding::warning(
                         "not probed yet",
-                        "wait: a node probes within seconds of joining a cluster",
+                        "wait: a node probes once its cluster has been the same for a few seconds",
                     )
                 },
                 probe_finding,
