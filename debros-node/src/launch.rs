@@ -247,6 +247,7 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
         pinned,
         raft: RaftOptions::default(),
         reconcile: ReconcileOptions {
+            lost_after: config.cluster.lost_after.as_duration(),
             storage_replicas: u32::from(config.database.replication_factor),
             ..Default::default()
         },
@@ -291,6 +292,14 @@ mod tests {
         assert_eq!(settings.kv.store.map_bytes, 100_000_000);
         assert_eq!(settings.kv.tombstone_life, Duration::from_secs(2 * 3600));
         assert_eq!(settings.kv.repair_interval, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn how_long_a_member_may_be_away_reaches_who_decides() {
+        let config = Config::from_yaml("cluster: { lost_after: 90s }").expect("a configuration").config;
+        assert_eq!(settings(&config).expect("settings").reconcile.lost_after, Duration::from_secs(90));
+        let own = crate::cluster::ReconcileOptions::default().lost_after;
+        assert_eq!(settings(&Config::default()).expect("settings").reconcile.lost_after, own);
     }
 
     #[test]

@@ -242,7 +242,7 @@ impl Node {
             started: Instant::now(),
             kv: core.kv.clone(),
             initialise_asked,
-            may_be_asked_to_initialise: known.is_none() && settings.pinned.is_none(),
+            belongs_to: known.map(|known| known.cluster_id).or(settings.pinned),
         });
         let servers = core.serve(incoming, &service, &discovery, rpc_metrics, &bounds);
         let entered = core.run(settings, &discovery, asked);

@@ -106,6 +106,8 @@ pub struct NetworkStatus {
     pub activity: Vec<EngineActivity>,
     /// Bytes free on the fullest of its disks.
     pub disk_free: u64,
+    /// The cluster that its data folder or its configuration names, which it may not have joined yet; empty for none.
+    pub belongs_to: String,
 }
 
 /// The key-value storage on a node, and how far a change of its layout is.
@@ -406,6 +408,7 @@ impl From<v1::StatusResponse> for NetworkStatus {
             storage,
             activity,
             disk_free_bytes,
+            belongs_to,
         } = status;
         Self {
             node_id: peer_id,
@@ -424,6 +427,7 @@ impl From<v1::StatusResponse> for NetworkStatus {
             storage: storage.map(StorageInfo::from),
             activity: activity.into_iter().map(EngineActivity::from).collect(),
             disk_free: disk_free_bytes,
+            belongs_to,
         }
     }
 }

@@ -77,6 +77,7 @@ fn answer(id: u64, seconds: u64, leader: u64, away: Option<u64>) -> NodeAnswer {
         storage: None,
         activity: vec![database],
         disk_free: 40 << 30,
+        belongs_to: String::new(),
     };
     let quorum = HealthCheck {
         status: Health::Degraded,

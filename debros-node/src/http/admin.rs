@@ -267,6 +267,8 @@ impl From<v1::StatusResponse> for StatusBody {
             // `/metrics` has it, with more.
             activity: _,
             disk_free_bytes,
+            // Of use before the node has joined, to whoever decides about it.
+            belongs_to: _,
         } = status;
         Self {
             peer_id,
