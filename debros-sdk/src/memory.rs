@@ -245,6 +245,7 @@ impl NetworkInfo for MemoryNetwork {
             activity: Vec::new(),
             disk_free: 0,
             belongs_to: String::new(),
+            begins_anew: false,
             warnings: vec!["in memory: nothing is kept or replicated".to_owned()],
         })
     }

@@ -283,6 +283,13 @@ pub const KEYS: &[KeyDoc] = &[
         "A member that has been out of reach for so long counts as gone for good: its votes and replicas move to \
          others. The member that leads the cluster decides: give all nodes the same.",
     ),
+    key(
+        "cluster.rejoin",
+        Kind::Boolean,
+        "false",
+        "Whether a node that was removed from its cluster sets what it held aside when it is started again, in a folder \
+         `left-ID` of its data folder, and joins anew. Without it such a node stays out until its data folder is emptied.",
+    ),
 ];
 
 /// The key of a path.

@@ -291,11 +291,13 @@ pub struct Cluster {
     pub id: Option<String>,
     /// A member out of reach for longer counts as gone for good: its votes and replicas move to others.
     pub lost_after: Interval,
+    /// A node that was removed from its cluster sets its data aside when it is started again, and joins anew.
+    pub rejoin: bool,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { id: None, lost_after: Interval::from_seconds(300) }
+        Self { id: None, lost_after: Interval::from_seconds(300), rejoin: false }
     }
 }
 

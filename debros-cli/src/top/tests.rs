@@ -78,6 +78,7 @@ fn answer(id: u64, seconds: u64, leader: u64, away: Option<u64>) -> NodeAnswer {
         activity: vec![database],
         disk_free: 40 << 30,
         belongs_to: String::new(),
+        begins_anew: false,
     };
     let quorum = HealthCheck {
         status: Health::Degraded,

@@ -18,7 +18,7 @@ use super::membership::ClusterSlot;
 use super::prober::Prober;
 use super::replicas::Replicas;
 use crate::clock::Clock;
-use crate::cluster::{Cluster, Registration};
+use crate::cluster::{Cluster, Registration, Removal};
 use crate::kv::KvSlot;
 use crate::raft::{Group, Groups};
 use crate::sql;
@@ -70,6 +70,10 @@ pub struct Parts {
     /// The cluster that the data folder or the configuration names; `None` for a node that belongs nowhere, and may be
     /// asked to initialise one.
     pub belongs_to: Option<ClusterId>,
+    /// Whether this node was removed.
+    pub removal: Removal,
+    /// A node that was removed begins anew when it is started again.
+    pub rejoin: bool,
 }
 
 impl ClusterService {
@@ -114,6 +118,7 @@ impl ClusterService {
             activity: (parts.activity)(),
             disk_free_bytes: parts.disk.free_bytes(),
             belongs_to: self.belongs_to(),
+            begins_anew: parts.rejoin && parts.removal.is_noted(),
         }
     }
 
