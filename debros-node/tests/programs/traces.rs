@@ -94,9 +94,10 @@ async fn serve(acceptor: TlsAcceptor, stream: TcpStream, received: mpsc::Sender<
 fn configured(folder: &Path, name: &str, endpoint: &str) -> PathBuf {
     let file = folder.join(format!("{name}.yaml"));
     let text = format!(
-        "node: {{ id: {name}, data_dir: ./{name}, listen_addresses: [/ip4/127.0.0.1/tcp/0] }}\n\
+        "node: {{ id: {name}, data_dir: '{}', listen_addresses: [/ip4/127.0.0.1/tcp/0] }}\n\
          admin: {{ port: 0 }}\ndatabase: {{ rqlite_port: 0 }}\n\
-         tracing: {{ otlp_endpoint: '{endpoint}', sampling_ratio: 1 }}\n"
+         tracing: {{ otlp_endpoint: '{endpoint}', sampling_ratio: 1 }}\n",
+        folder.join(name).display()
     );
     std::fs::write(&file, text).expect("a file");
     file
