@@ -210,7 +210,7 @@ mod tests {
             "kv --against etcd,nats-kv --works put_fsync,put_relaxed,get_r1,get_r2,list_100",
             "pubsub --against nats --works across_128b,across_1kib,fanout_1_to_8,four_to_four",
             "pubsub --works request_reply,delivery_1000,wildcards_1,wildcards_10k",
-            "observability --rounds 3 --seconds 0.5 --works sql_insert,pubsub_across_nodes --json x",
+            "observability --rounds 3 --clusters 2 --seconds 0.5 --works sql_insert,pubsub_across_nodes --json x",
         ] {
             assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
         }

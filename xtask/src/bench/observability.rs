@@ -26,7 +26,9 @@ use losses::{Figure, Figures, Loss, Verdict};
 
 /// Clients of the works that ask and wait: enough to keep the machine busy.
 const CLIENTS: usize = 64;
-/// A round that is not counted, so that every build is warm.
+/// What Prometheus usually does to each node.
+const SCRAPE_EVERY: Duration = Duration::from_secs(15);
+/// Rounds of each cluster that are not counted, so that every build is warm.
 const WARM_UP_ROUNDS: u32 = 1;
 
 /// Options of `bench observability`.
@@ -35,9 +37,12 @@ pub(crate) struct ObservabilityOptions {
     /// Seconds of one build at one work in one round.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
-    /// Rounds: each gives a ratio of every build at every work.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Rounds, over all clusters: each gives a ratio of every build at every work.
+    #[arg(long, default_value_t = 27, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// How often the rounds go on with clusters that are started anew.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    clusters: u32,
     /// What the clients do.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WORK,..")]
     works: Option<Vec<Work>>,
@@ -182,24 +187,6 @@ impl Measured {
         }
     }
 
-    /// One turn. Where there is something to scrape, a node is scraped in the middle of it, another one each round: a cluster under
-    /// measurement is scraped several times as often as is usual.
-    async fn turn(&mut self, turn: &Turn) -> Result<Figure> {
-        let Turn { work, recording, duration, round } = *turn;
-        let nodes = self.cluster().nodes();
-        let port = nodes[round as usize % nodes.len()].admin_port();
-        let scraping = async {
-            sleep(duration / 2).await;
-            if recording != Recording::Nothing {
-                let answer = probe(port, "/metrics").await.context("a node gave no metrics")?;
-                ensure!(answer.status == 200, "a node answered {} when it was scraped", answer.status);
-            }
-            Ok(())
-        };
-        let (figure, ()) = tokio::try_join!(self.work(work, duration), scraping)?;
-        Ok(figure)
-    }
-
     async fn stop(self) -> Result<()> {
         match self {
             Self::Sql(system) => Box::new(system).stop().await,
@@ -209,13 +196,39 @@ impl Measured {
     }
 }
 
-/// One build at one work in one round.
-#[derive(Clone, Copy)]
-struct Turn {
-    work: Work,
+/// A running build, and when it is to be scraped.
+struct Recorded {
     recording: Recording,
-    duration: Duration,
-    round: u32,
+    system: Measured,
+    /// It was measured for so long since a node of it was scraped.
+    unscraped: Duration,
+    scrapes: usize,
+}
+
+impl Recorded {
+    /// One build at one work in one round. Nodes are scraped in the middle of turns, one after the other, as often as is usual for the time that
+    /// is measured.
+    async fn turn(&mut self, work: Work, duration: Duration) -> Result<Figure> {
+        let nodes = self.system.cluster().nodes();
+        let port = nodes[self.scrapes % nodes.len()].admin_port();
+        self.unscraped += duration;
+        let due = self.recording != Recording::Nothing && self.unscraped * nodes.len() as u32 >= SCRAPE_EVERY;
+        if due {
+            self.unscraped = Duration::ZERO;
+            self.scrapes += 1;
+        }
+        let scraping = async {
+            sleep(duration / 2).await;
+            if due {
+                let answer = probe(port, "/metrics").await.context("a node gave no metrics")?;
+                ensure!(answer.status == 200, "a node answered {} when it was scraped", answer.status);
+            }
+            Ok(())
+        };
+        let turn = async { tokio::try_join!(self.system.work(work, duration), scraping) };
+        let failed = || format!("{} with {} recorded failed", work.name(), self.recording.name());
+        turn.await.map(|(figure, ())| figure).with_context(failed)
+    }
 }
 
 /// A turn of a work whose clients ask and wait.
@@ -253,35 +266,22 @@ pub(super) async fn run(options: &ObservabilityOptions) -> Result<()> {
     Ok(())
 }
 
+/// The works of one engine, on clusters that are started anew now and then: where a process lies in memory and who leads costs or saves it some
+/// per cent for as long as it lives.
 async fn of_engine(
     engine: Engine,
     works: &[Work],
     collector: &Collector,
     options: &ObservabilityOptions,
 ) -> Result<Vec<Loss>> {
-    let mut systems = Vec::new();
-    for recording in Recording::ALL {
-        systems.push((recording, Measured::start(engine, &recording.build(collector)).await?));
-    }
     let mut figures = vec![Recording::ALL.map(|_| Figures::default()); works.len()];
-    let duration = Duration::from_secs_f64(options.seconds);
-    for round in 0..WARM_UP_ROUNDS + options.rounds {
-        for (work, figures) in works.iter().zip(&mut figures) {
-            for step in 0..systems.len() {
-                let place = (round as usize + step) % systems.len();
-                let (recording, system) = &mut systems[place];
-                let turn = Turn { work: *work, recording: *recording, duration, round };
-                let failed = || format!("{} with {} recorded failed", work.name(), recording.name());
-                let figure = system.turn(&turn).await.with_context(failed)?;
-                if round >= WARM_UP_ROUNDS {
-                    figures[place].push(figure);
-                }
-            }
-            eprintln!("{}: round {round} of {} (0 warms up)", work.name(), options.rounds);
+    for generation in 0..options.clusters {
+        eprintln!("{engine:?}: clusters {} of {}", generation + 1, options.clusters);
+        let mut systems = started(engine, generation, collector).await?;
+        rounds(&mut systems, works, &mut figures, options).await?;
+        for recorded in systems {
+            recorded.system.stop().await?;
         }
-    }
-    for (_, system) in systems {
-        system.stop().await?;
     }
     let mut losses = Vec::new();
     for (work, figures) in works.iter().zip(&figures) {
@@ -290,4 +290,41 @@ async fn of_engine(
         }
     }
     Ok(losses)
+}
+
+/// One cluster of each build; none is always the first to be started.
+async fn started(engine: Engine, generation: u32, collector: &Collector) -> Result<Vec<Recorded>> {
+    let mut order = Recording::ALL;
+    order.rotate_left(generation as usize % Recording::ALL.len());
+    let mut systems = Vec::new();
+    for recording in order {
+        let system = Measured::start(engine, &recording.build(collector)).await?;
+        systems.push(Recorded { recording, system, unscraped: Duration::ZERO, scrapes: 0 });
+    }
+    // Figures are kept in the order of `Recording::ALL`.
+    systems.sort_by_key(|recorded| Recording::ALL.iter().position(|one| *one == recorded.recording));
+    Ok(systems)
+}
+
+async fn rounds(
+    systems: &mut [Recorded],
+    works: &[Work],
+    figures: &mut [[Figures; Recording::ALL.len()]],
+    options: &ObservabilityOptions,
+) -> Result<()> {
+    let duration = Duration::from_secs_f64(options.seconds);
+    let counted = options.rounds.div_ceil(options.clusters);
+    for round in 0..WARM_UP_ROUNDS + counted {
+        for (work, figures) in works.iter().zip(&mut *figures) {
+            for step in 0..systems.len() {
+                let place = (round as usize + step) % systems.len();
+                let figure = systems[place].turn(*work, duration).await?;
+                if round >= WARM_UP_ROUNDS {
+                    figures[place].push(figure);
+                }
+            }
+            eprintln!("{}: round {round} of {counted} (0 warms up)", work.name());
+        }
+    }
+    Ok(())
 }

@@ -1,16 +1,17 @@
-//! What recording took of the throughput: ratios of the same round, their median, and how far the median can be trusted. It measures
-//! nothing.
+//! What recording took of the throughput: ratios of the same round, their mean, and how far it can be trusted. It measures nothing.
 //!
-//! The interval is that of the sign test: the median of what could have been measured lies between these two ratios of the rounds with
-//! 95 % certainty, whatever their distribution is. One turn that something disturbed moves neither much.
+//! The mean is the trimmed one: a tenth of the ratios at either end is left out, so that a turn that something disturbed moves it little and what
+//! happens in one turn of five, a scrape, still counts. The interval is Yuen's for it (Tukey and McLaughlin, 1963): two standard errors.
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 /// With fewer rounds there is no such certainty.
 const ROUNDS_MIN: usize = 6;
-/// The quantile of the normal distribution that leaves 2.5 % on each side.
-const NORMAL_QUANTILE: f64 = 1.96;
+/// The part of the ratios that is left out at either end.
+const TRIMMED: f64 = 0.1;
+/// So many standard errors on either side hold the truth in 19 of 20 cases.
+const STANDARD_ERRORS: f64 = 2.0;
 
 /// What one turn gave.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +30,8 @@ impl Figures {
         self.0.push(figure);
     }
 
-    fn median(&self, of: fn(&Figure) -> f64) -> f64 {
-        Spread::of(self.0.iter().map(of).collect()).median
+    fn mean(&self, of: fn(&Figure) -> f64) -> f64 {
+        Spread::of(self.0.iter().map(of).collect()).mean
     }
 
     /// In each round, a figure of these over the same of others.
@@ -39,10 +40,10 @@ impl Figures {
     }
 }
 
-/// A median and where it lies with 95 % certainty.
+/// A trimmed mean and where it lies with 95 % certainty.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Spread {
-    median: f64,
+    mean: f64,
     from: f64,
     to: f64,
 }
@@ -56,13 +57,16 @@ impl Spread {
     )]
     fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        let count = values.len();
-        let Some(last) = count.checked_sub(1) else {
-            return Self { median: f64::NAN, from: f64::NAN, to: f64::NAN };
-        };
-        let median = f64::midpoint(values[last / 2], values[count / 2]);
-        let rank = ((count as f64 - NORMAL_QUANTILE * (count as f64).sqrt()) / 2.0).max(0.0) as usize;
-        Self { median, from: values[rank.min(last)], to: values[last - rank.min(last)] }
+        let (count, out) = (values.len(), (values.len() as f64 * TRIMMED) as usize);
+        let mean_of = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let mean = mean_of(&values[out..count - out]);
+        // What was left out counts for the error as if it were the last that was not.
+        let winsorized: Vec<f64> = (0..count).map(|at| values[at.clamp(out, count - out - 1)]).collect();
+        let middle = mean_of(&winsorized);
+        let squares: f64 = winsorized.iter().map(|value| (value - middle).powi(2)).sum();
+        let deviation = (squares / (count as f64 - 1.0).max(1.0)).sqrt();
+        let error = deviation / ((1.0 - 2.0 * TRIMMED) * (count as f64).sqrt());
+        Self { mean, from: mean - STANDARD_ERRORS * error, to: mean + STANDARD_ERRORS * error }
     }
 }
 
@@ -74,7 +78,7 @@ pub(super) enum Verdict {
     Reference,
     /// It is kept, with certainty.
     Within,
-    /// The median keeps it, or does not, but so few rounds cannot tell.
+    /// The mean keeps it, or does not, but so few rounds cannot tell.
     Undecided,
     /// It is broken, with certainty.
     Over,
@@ -108,17 +112,17 @@ impl Loss {
     ) -> Self {
         let kept = figures.over(reference, |figure| figure.ops_per_s);
         let cpu = figures.over(reference, |figure| figure.cpu_us_per_op);
-        let (loss, loss_from, loss_to) = (1.0 - kept.median, 1.0 - kept.to, 1.0 - kept.from);
+        let (loss, loss_from, loss_to) = (1.0 - kept.mean, 1.0 - kept.to, 1.0 - kept.from);
         Self {
             work,
             recorded,
             rounds: figures.0.len(),
-            ops_per_s: figures.median(|figure| figure.ops_per_s),
-            cpu_us_per_op: figures.median(|figure| figure.cpu_us_per_op),
+            ops_per_s: figures.mean(|figure| figure.ops_per_s),
+            cpu_us_per_op: figures.mean(|figure| figure.cpu_us_per_op),
             loss,
             loss_from,
             loss_to,
-            cpu_more: cpu.median - 1.0,
+            cpu_more: cpu.mean - 1.0,
             limit,
             verdict: judged(loss_from, loss_to, limit, figures.0.len()),
         }
@@ -212,11 +216,15 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_leaves_out_what_disturbed_single_turns() {
+    fn single_turns_that_were_disturbed_move_the_mean_little() {
         let values = [1.0, 0.99, 1.01, 1.0, 0.99, 1.01, 1.0, 0.99, 1.01, 0.2];
-        assert_eq!(Spread::of(values.to_vec()), Spread { median: 1.0, from: 0.99, to: 1.01 });
-        assert_eq!(Spread::of(vec![2.0, 1.0]), Spread { median: 1.5, from: 1.0, to: 2.0 });
-        assert!(Spread::of(Vec::new()).median.is_nan());
+        let Spread { mean, from, to } = Spread::of(values.to_vec());
+        assert!((mean - 0.998_75).abs() < 1e-9, "{mean}");
+        assert!(from > 0.985 && to < 1.012, "{from} {to}");
+        // One in five is no disturbance.
+        let fifth = [1.0, 1.0, 0.9, 1.0, 1.0].repeat(4);
+        assert!(Spread::of(fifth).mean < 0.99);
+        assert_eq!(Spread::of(vec![2.0]), Spread { mean: 2.0, from: 2.0, to: 2.0 });
     }
 
     #[test]
