@@ -11,6 +11,7 @@ mod operations;
 mod process;
 mod readings;
 mod recorders;
+pub mod recording;
 mod reference;
 mod runtime;
 
@@ -23,7 +24,7 @@ pub use exposition::{Exposition, Format};
 pub use histograms::{amounts, counts_exactly, durations, flushes, traced_durations, waits};
 pub use operations::{Operation, Operations, Origin};
 pub use readings::{Readings, read_at_scrape};
-pub use recorders::{Counter, Gauge, Histogram, RECORDED, Stopwatch, TracedHistogram};
+pub use recorders::{Counter, Gauge, Histogram, Stopwatch, TracedHistogram};
 pub use reference::{Kind, Metric, list, reference};
 
 /// The target of the build and its compiler, as `build.rs` found them.

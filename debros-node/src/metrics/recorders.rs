@@ -1,8 +1,7 @@
 //! What is counted and measured while the node works: counters, gauges, histograms and the stopwatch for them.
 //!
-//! Every metric that engines touch is made of these, so that one switch tells what recording costs: the feature `unrecorded` makes all
-//! of them do nothing, and `cargo xtask bench observability` measures a build of the one kind against one of the other. They are
-//! `prometheus-client`'s own otherwise. What the node itself acts on is no record and counts in every build.
+//! Every metric that engines touch is made of these, so that one switch ([`super::recording`]) tells what recording costs. In a shipped
+//! build they are `prometheus-client`'s own. What the node itself acts on is no record and always counts.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -13,8 +12,7 @@ use prometheus_client::metrics::histogram::{self, NativeHistogramConfig};
 use prometheus_client::metrics::{MetricType, TypedMetric, counter, gauge};
 use tokio::time::Instant;
 
-/// Whether this build records anything.
-pub const RECORDED: bool = !cfg!(feature = "unrecorded");
+use super::recording;
 
 /// Only grows. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +26,7 @@ impl Counter {
 
     /// So many more.
     pub fn inc_by(&self, count: u64) {
-        if RECORDED {
+        if recording::metrics() {
             self.0.inc_by(count);
         }
     }
@@ -46,21 +44,21 @@ pub struct Gauge(gauge::Gauge);
 impl Gauge {
     /// One more.
     pub fn inc(&self) {
-        if RECORDED {
+        if recording::metrics() {
             self.0.inc();
         }
     }
 
     /// One less.
     pub fn dec(&self) {
-        if RECORDED {
+        if recording::metrics() {
             self.0.dec();
         }
     }
 
     /// It is so much now.
     pub fn set(&self, value: i64) {
-        if RECORDED {
+        if recording::metrics() {
             self.0.set(value);
         }
     }
@@ -83,7 +81,7 @@ impl Histogram {
 
     /// One of this size.
     pub fn observe(&self, value: f64) {
-        if RECORDED {
+        if recording::metrics() {
             self.0.observe(value);
         }
     }
@@ -101,7 +99,7 @@ impl<S> TracedHistogram<S> {
 
     /// One of this size, and what it is an example of.
     pub fn observe(&self, value: f64, example: impl FnOnce() -> S) {
-        if RECORDED {
+        if recording::metrics() {
             self.0.observe(value, Some(example()), Some(SystemTime::now()));
         }
     }
@@ -114,7 +112,7 @@ pub struct Stopwatch(Option<Instant>);
 impl Stopwatch {
     /// Begins now.
     pub fn start() -> Self {
-        Self(RECORDED.then(Instant::now))
+        Self(recording::metrics().then(Instant::now))
     }
 
     /// How long it runs; nothing where nothing is recorded.

@@ -13,7 +13,9 @@ use tracing::Instrument;
 
 use super::activity::Activities;
 
-use crate::metrics::{Operation, Operations, Origin, RECORDED, Stopwatch, TracedHistogram, traced_durations};
+use crate::metrics::{
+    Operation, Operations, Origin, Stopwatch, TracedHistogram, recording, traced_durations,
+};
 use crate::trace::{KeyValue, Root, SpanKind, Tracer, keep, recorded};
 
 /// Every method that is measured, by service.
@@ -212,6 +214,7 @@ impl RpcMetrics {
         let _under_way = UnderWay::start(&self.inner.under_way);
         let root =
             Root { name: method, kind: SpanKind::Server, attributes: || attributes(method, namespace) };
+        let answer = std::pin::pin!(answer);
         let answer = async {
             let result = answer.await;
             if let Err(failure) = &result
@@ -229,7 +232,7 @@ impl RpcMetrics {
         let error = result.as_ref().err().map(|failure| failure.code);
         let took = stopwatch.took();
         self.handle(method, asker.origin).answered(error, took);
-        if RECORDED && asker.origin == Origin::Client {
+        if recording::metrics() && asker.origin == Origin::Client {
             self.inner.engines.answered(method, error.is_none(), took);
         }
         result

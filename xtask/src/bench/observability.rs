@@ -1,9 +1,10 @@
-//! `bench observability`: what metrics and traces cost. Three builds do the same works in turns: one that records nothing (the feature
-//! `unrecorded` of debros-node), the shipped one, and the shipped one that samples 1 % of the traces and sends them to a collector.
-//! Decides the works and the order of the turns; [`losses`] judges the figures, [`collector`] takes the traces.
+//! `bench observability`: what metrics and traces cost. One cluster does a work over and over, and signals say what it records meanwhile: nothing,
+//! metrics, or metrics and 1 % of the traces, which go to a collector here. Its nodes are of a build with the feature `switched`, which differs from
+//! the shipped one in nothing but that it can be told. Decides the works and the order of the turns; [`losses`] judges the figures, [`collector`] takes the traces.
 //!
-//! A round measures every build once at each work, beginning with another one each time, so that what a build lost is a ratio of
-//! neighbours in time, and no build always goes first. Turns are short and many: the machine's moods last longer than a turn.
+//! Why not two builds side by side: three node processes differ from another three of the same program by more than recording may cost, for as long
+//! as they live. A round measures each recording once, beginning with another one each time, so that what one lost is a ratio of neighbours in time on the
+//! very same processes. Turns are short and many: the machine's moods last longer than a turn.
 
 mod collector;
 mod losses;
@@ -28,19 +29,19 @@ use losses::{Figure, Figures, Loss, Verdict};
 const CLIENTS: usize = 64;
 /// What Prometheus usually does to each node.
 const SCRAPE_EVERY: Duration = Duration::from_secs(15);
-/// Rounds of each cluster that are not counted, so that every build is warm.
+/// Rounds of each cluster that are not counted, so that it is warm.
 const WARM_UP_ROUNDS: u32 = 1;
 
 /// Options of `bench observability`.
 #[derive(Args)]
 pub(crate) struct ObservabilityOptions {
-    /// Seconds of one build at one work in one round.
+    /// Seconds of one recording at one work in one round.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
-    /// Rounds, over all clusters: each gives a ratio of every build at every work.
+    /// Rounds, over all clusters: each gives a ratio of each recording at each work.
     #[arg(long, default_value_t = 27, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// How often the rounds go on with clusters that are started anew.
+    /// How many clusters, one after the other, the rounds are shared out to.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     clusters: u32,
     /// What the clients do.
@@ -95,7 +96,7 @@ enum Engine {
     PubSub,
 }
 
-/// How a build records, and what it may lose by that.
+/// What is recorded, and what may be lost by that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recording {
     Nothing,
@@ -124,33 +125,38 @@ impl Recording {
         }
     }
 
-    fn build(self, collector: &Collector) -> Build {
-        let shipped = Build { name: self.name(), ..Build::shipped() };
-        match self {
-            Self::Nothing => Build { program: unrecorded_program(), ..shipped },
-            Self::Metrics => shipped,
-            // The node samples 1 % of what comes without a trace: the default of `tracing.sampling_ratio`.
-            Self::MetricsAndTraces => Build { collector: Some(collector.endpoint()), ..shipped },
-        }
+    /// What tells a node of it.
+    fn signal(self) -> i32 {
+        let place = match self {
+            Self::Nothing => 0,
+            Self::Metrics => 1,
+            Self::MetricsAndTraces => 2,
+        };
+        libc::SIGRTMIN() + place
     }
 }
 
-/// Where the build that records nothing is kept: cargo puts the next build in its place.
-fn unrecorded_program() -> PathBuf {
-    target_folder().join("bench").join(format!("debros-node-unrecorded{}", std::env::consts::EXE_SUFFIX))
+/// The build that can be told, with a collector. The node samples 1 % of what comes without a trace: the default of `tracing.sampling_ratio`.
+fn switched(collector: &Collector) -> Build {
+    Build { name: "observability", program: switched_program(), collector: Some(collector.endpoint()) }
 }
 
-/// Builds the node that records nothing, before the shipped one takes its place.
-pub(super) fn build_unrecorded() -> Result<()> {
-    run_program(cargo(&[&RELEASE_BUILD[..], &["--features", "debros-node/unrecorded"]].concat()))?;
-    let (built, kept) = (Build::shipped().program, unrecorded_program());
+/// Where that build is kept: cargo puts the next one in its place.
+fn switched_program() -> PathBuf {
+    target_folder().join("bench").join(format!("debros-node-switched{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// Builds it.
+pub(super) fn build_switched() -> Result<()> {
+    run_program(cargo(&[&RELEASE_BUILD[..], &["--features", "debros-node/switched"]].concat()))?;
+    let (built, kept) = (Build::shipped().program, switched_program());
     fs::create_dir_all(target_folder().join("bench"))?;
     fs::copy(&built, &kept)
         .with_context(|| format!("cannot copy {} to {}", built.display(), kept.display()))?;
     Ok(())
 }
 
-/// One build, running, at the works of one engine.
+/// A running cluster, at the works of one engine.
 enum Measured {
     Sql(sql::debros::Debros),
     Kv(kv::debros::Debros),
@@ -196,25 +202,30 @@ impl Measured {
     }
 }
 
-/// A running build, and when it is to be scraped.
-struct Recorded {
-    recording: Recording,
+/// A running cluster, and when each recording is to be scraped.
+struct Switched {
     system: Measured,
-    /// It was measured for so long since a node of it was scraped.
-    unscraped: Duration,
+    /// With each recording that there is something of, it was measured for so long since a node was scraped.
+    unscraped: [Duration; Recording::ALL.len()],
     scrapes: usize,
 }
 
-impl Recorded {
-    /// One build at one work in one round. Nodes are scraped in the middle of turns, one after the other, as often as is usual for the time that
+impl Switched {
+    /// One recording at one work in one round. Nodes are scraped in the middle of turns, one after the other, as often as is usual for the time that
     /// is measured.
-    async fn turn(&mut self, work: Work, duration: Duration) -> Result<Figure> {
-        let nodes = self.system.cluster().nodes();
+    async fn turn(&mut self, place: usize, work: Work, duration: Duration) -> Result<Figure> {
+        let recording = Recording::ALL[place];
+        let cluster = self.system.cluster();
+        let nodes = cluster.nodes();
+        for index in 0..nodes.len() {
+            cluster.signal(index, recording.signal());
+        }
         let port = nodes[self.scrapes % nodes.len()].admin_port();
-        self.unscraped += duration;
-        let due = self.recording != Recording::Nothing && self.unscraped * nodes.len() as u32 >= SCRAPE_EVERY;
+        self.unscraped[place] += duration;
+        let due =
+            recording != Recording::Nothing && self.unscraped[place] * nodes.len() as u32 >= SCRAPE_EVERY;
         if due {
-            self.unscraped = Duration::ZERO;
+            self.unscraped[place] = Duration::ZERO;
             self.scrapes += 1;
         }
         let scraping = async {
@@ -226,7 +237,7 @@ impl Recorded {
             Ok(())
         };
         let turn = async { tokio::try_join!(self.system.work(work, duration), scraping) };
-        let failed = || format!("{} with {} recorded failed", work.name(), self.recording.name());
+        let failed = || format!("{} with {} recorded failed", work.name(), recording.name());
         turn.await.map(|(figure, ())| figure).with_context(failed)
     }
 }
@@ -266,8 +277,7 @@ pub(super) async fn run(options: &ObservabilityOptions) -> Result<()> {
     Ok(())
 }
 
-/// The works of one engine, on clusters that are started anew now and then: where a process lies in memory and who leads costs or saves it some
-/// per cent for as long as it lives.
+/// The works of one engine, on clusters that are started anew now and then.
 async fn of_engine(
     engine: Engine,
     works: &[Work],
@@ -275,13 +285,12 @@ async fn of_engine(
     options: &ObservabilityOptions,
 ) -> Result<Vec<Loss>> {
     let mut figures = vec![Recording::ALL.map(|_| Figures::default()); works.len()];
-    for generation in 0..options.clusters {
-        eprintln!("{engine:?}: clusters {} of {}", generation + 1, options.clusters);
-        let mut systems = started(engine, generation, collector).await?;
-        rounds(&mut systems, works, &mut figures, options).await?;
-        for recorded in systems {
-            recorded.system.stop().await?;
-        }
+    for cluster in 1..=options.clusters {
+        eprintln!("{engine:?}: cluster {cluster} of {}", options.clusters);
+        let system = Measured::start(engine, &switched(collector)).await?;
+        let mut switched = Switched { system, unscraped: Default::default(), scrapes: 0 };
+        rounds(&mut switched, works, &mut figures, options).await?;
+        switched.system.stop().await?;
     }
     let mut losses = Vec::new();
     for (work, figures) in works.iter().zip(&figures) {
@@ -292,22 +301,8 @@ async fn of_engine(
     Ok(losses)
 }
 
-/// One cluster of each build; none is always the first to be started.
-async fn started(engine: Engine, generation: u32, collector: &Collector) -> Result<Vec<Recorded>> {
-    let mut order = Recording::ALL;
-    order.rotate_left(generation as usize % Recording::ALL.len());
-    let mut systems = Vec::new();
-    for recording in order {
-        let system = Measured::start(engine, &recording.build(collector)).await?;
-        systems.push(Recorded { recording, system, unscraped: Duration::ZERO, scrapes: 0 });
-    }
-    // Figures are kept in the order of `Recording::ALL`.
-    systems.sort_by_key(|recorded| Recording::ALL.iter().position(|one| *one == recorded.recording));
-    Ok(systems)
-}
-
 async fn rounds(
-    systems: &mut [Recorded],
+    switched: &mut Switched,
     works: &[Work],
     figures: &mut [[Figures; Recording::ALL.len()]],
     options: &ObservabilityOptions,
@@ -316,9 +311,9 @@ async fn rounds(
     let counted = options.rounds.div_ceil(options.clusters);
     for round in 0..WARM_UP_ROUNDS + counted {
         for (work, figures) in works.iter().zip(&mut *figures) {
-            for step in 0..systems.len() {
-                let place = (round as usize + step) % systems.len();
-                let figure = systems[place].turn(*work, duration).await?;
+            for step in 0..Recording::ALL.len() {
+                let place = (round as usize + step) % Recording::ALL.len();
+                let figure = switched.turn(place, *work, duration).await?;
                 if round >= WARM_UP_ROUNDS {
                     figures[place].push(figure);
                 }

@@ -21,7 +21,7 @@ pub(super) struct Figure {
     pub(super) cpu_us_per_op: f64,
 }
 
-/// What a build gave at one work, round by round.
+/// What one recording gave at one work, round by round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Figures(Vec<Figure>);
 
@@ -84,7 +84,7 @@ pub(super) enum Verdict {
     Over,
 }
 
-/// What a build lost at a work.
+/// What a recording cost at a work.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Loss {
     work: &'static str,
