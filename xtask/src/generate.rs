@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use debros_config::{Effect, KEYS, KeyDoc};
 
+use crate::rules::Tempo;
 use crate::slo::Slo;
 use crate::{dashboards, rules, steps};
 
@@ -23,8 +24,8 @@ fn generated() -> Result<Vec<Generated>> {
     let slo = Slo::read(&steps::workspace_root())?;
     let mut all = vec![
         ("docs/configuration.md".to_owned(), configuration_document()),
-        (rules::RULES_PATH.to_owned(), rules::rules_file(&slo)?),
-        (rules::ALERTS_PATH.to_owned(), rules::alerts_file(&slo)?),
+        (rules::RULES_PATH.to_owned(), rules::rules_file(&slo, Tempo::REAL)?),
+        (rules::ALERTS_PATH.to_owned(), rules::alerts_file(&slo, Tempo::REAL)?),
     ];
     all.extend(rules::test_files(&slo)?);
     all.extend(dashboards::files(&slo)?);

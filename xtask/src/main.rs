@@ -6,6 +6,7 @@ mod ci;
 mod cluster;
 mod crash;
 mod dashboards;
+mod debian;
 mod generate;
 mod grow;
 mod membership;
