@@ -1,21 +1,21 @@
-//! Programs and libraries of others, as Debian's packages have them: unpacked below `target/` without being installed. No root, no service that
-//! starts, nothing of the machine changes.
+//! Debian's packages, got and unpacked without being installed: no root, no service that starts, nothing of the machine changes. It does not
+//! know what they are for.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::steps::run;
 
-/// Whether packages can be had here at all.
-pub(crate) fn is_here() -> bool {
+/// True where packages can be had.
+pub(crate) fn available() -> bool {
     Command::new("apt-get").arg("--version").output().is_ok()
 }
 
-/// Downloads a package with lists of packages of its own, which takes no root, and unpacks it into the folder.
-pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
+/// Downloads packages into a folder, with lists of packages of its own, which takes no root. Returns their files in order of name.
+pub(crate) fn download(packages: &[&str], folder: &Path) -> Result<Vec<PathBuf>> {
     let apt = folder.join("apt");
     for part in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(apt.join(part))?;
@@ -32,13 +32,32 @@ pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
         run(command)
     };
     apt_get(&["update"])?;
-    apt_get(&["download", package])?;
-    let archives = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let archive = archives.filter(|path| path.extension().is_some_and(|ending| ending == "deb")).max();
-    let archive = archive.context("nothing was downloaded")?;
+    apt_get(&[&["download"], packages].concat())?;
+    fs::remove_dir_all(apt)?;
+    let entries = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut archives =
+        entries.filter(|path| path.extension().is_some_and(|ending| ending == "deb")).collect::<Vec<_>>();
+    archives.sort();
+    if archives.len() < packages.len() {
+        bail!("of {} only {} were downloaded", packages.join(", "), archives.len());
+    }
+    Ok(archives)
+}
+
+/// Unpacks a package's files into a folder.
+pub(crate) fn unpack(archive: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let mut dpkg = Command::new("dpkg-deb");
-    dpkg.arg("--extract").arg(&archive).arg(folder);
-    run(dpkg)?;
-    fs::remove_file(archive)?;
-    Ok(fs::remove_dir_all(apt)?)
+    dpkg.arg("--extract").arg(archive).arg(folder);
+    run(dpkg)
+}
+
+/// Gets packages and unpacks them all into one folder.
+pub(crate) fn unpack_packages(packages: &[&str], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    for archive in download(packages, folder)? {
+        unpack(&archive, folder)?;
+        fs::remove_file(archive)?;
+    }
+    Ok(())
 }

@@ -45,14 +45,14 @@ impl Programs {
         let folder = target_folder().join("prometheus");
         let programs = Self::in_folder(&folder.join("usr/bin"));
         if programs.is_none() {
-            if !debian::is_here() {
+            if !debian::available() {
                 println!(
                     "skipped: prometheus and promtool are not on the PATH, and without apt-get Debian's package cannot be had"
                 );
                 return Ok(None);
             }
             println!("Debian's package {PACKAGE} goes into {}; nothing is installed", folder.display());
-            debian::unpack(PACKAGE, &folder).context(
+            debian::unpack_packages(&[PACKAGE], &folder).context(
                 "cannot get Prometheus: are Debian's packages reachable? prometheus and promtool on the PATH do as well",
             )?;
         }

@@ -111,13 +111,13 @@ impl Clock {
     pub(super) fn set_up(folder: &Path) -> Result<Option<Self>> {
         let unpacked = target_folder().join("faketime");
         let mut library = found(&unpacked);
-        if library.is_none() && debian::is_here() {
+        if library.is_none() && debian::available() {
             println!(
                 "Debian's package {CLOCK_PACKAGE} goes into {}; nothing is installed",
                 unpacked.display()
             );
             fs::create_dir_all(&unpacked)?;
-            debian::unpack(CLOCK_PACKAGE, &unpacked)?;
+            debian::unpack_packages(&[CLOCK_PACKAGE], &unpacked)?;
             library = found(&unpacked);
         }
         let Some(library) = library else {
