@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use debros_config::{Effect, KEYS, KeyDoc};
 
+use crate::rules::Tempo;
 use crate::slo::Slo;
 use crate::{charts, dashboards, rules, steps};
 
@@ -26,8 +27,8 @@ fn generated() -> Result<Vec<Generated>> {
         (charts::DEFINITION_PATH.to_owned(), charts::definition()),
         (charts::CLUSTER_SCHEMA_PATH.to_owned(), charts::cluster_schema()),
         (charts::OPERATOR_SCHEMA_PATH.to_owned(), charts::operator_schema()),
-        (rules::RULES_PATH.to_owned(), rules::rules_file(&slo)?),
-        (rules::ALERTS_PATH.to_owned(), rules::alerts_file(&slo)?),
+        (rules::RULES_PATH.to_owned(), rules::rules_file(&slo, Tempo::REAL)?),
+        (rules::ALERTS_PATH.to_owned(), rules::alerts_file(&slo, Tempo::REAL)?),
     ];
     all.extend(rules::test_files(&slo)?);
     all.extend(dashboards::files(&slo)?);

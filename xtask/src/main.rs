@@ -7,8 +7,12 @@ mod ci;
 mod cluster;
 mod crash;
 mod dashboards;
+mod debian;
+mod digest;
 mod generate;
 mod grow;
+mod image;
+mod k8s;
 mod membership;
 mod metrics;
 mod observe;
@@ -49,6 +53,11 @@ enum Command {
     Grow(grow::GrowOptions),
     /// Evaluate every panel, rule and alert by a real Prometheus on a real cluster under load; none may be empty or wrong.
     Observe(observe::ObserveOptions),
+    /// Write images of the node and of the operator, made here of programs built here.
+    Image(image::ImageOptions),
+    /// A real Kubernetes on this machine: control plane, nodes, DNS, volumes and zones, from programs built here.
+    #[command(subcommand)]
+    K8s(k8s::Kubernetes),
     /// Everything CI runs: fmt, tidy, gen --check, clippy, docs, test.
     Ci,
     /// All tests, with their own set-up: an rqlite client and a Prometheus that are not ours, the demonstration, then cargo's.
@@ -78,6 +87,8 @@ fn main() -> ExitCode {
         Command::Crash(options) => crash::run(&options),
         Command::Grow(options) => grow::run(&options),
         Command::Observe(options) => observe::run(&options),
+        Command::Image(options) => image::run(&options).map(drop),
+        Command::K8s(command) => k8s::run(&command),
         Command::Ci => ci::ci(),
         Command::Test => ci::test(),
         Command::Tidy => tidy::run(),

@@ -1,0 +1,3 @@
+module debros.network/tools/pause
+
+go 1.25.0
