@@ -8,6 +8,7 @@ mod etcd;
 mod form;
 mod kv;
 mod load;
+mod observability;
 mod pubsub;
 mod sql;
 mod turns;
@@ -28,6 +29,8 @@ use form::Row;
 
 /// Clients share so many connections, whatever the system: more would measure connections.
 const CONNECTIONS_MAX: usize = 8;
+/// What benchmarks measure, and what measures.
+const RELEASE_BUILD: [&str; 6] = ["build", "--release", "--package", "debros-node", "--package", "xtask"];
 /// How results name this project.
 const OURS: &str = "debros";
 
@@ -41,6 +44,8 @@ pub(crate) enum Bench {
     /// Pub/sub: messages across nodes, to many subscribers, with wildcards, and requests.
     #[command(name = "pubsub")]
     PubSub(pubsub::PubSubOptions),
+    /// What metrics and traces cost: nothing recorded, metrics, and 1 % of traces, in turns. Fails over the limits.
+    Observability(observability::ObservabilityOptions),
 }
 
 /// What every benchmark understands.
@@ -114,17 +119,37 @@ fn program(name: &str, package: &str) -> Option<PathBuf> {
     found
 }
 
-/// A cluster of the release build on an empty folder, started.
-async fn our_cluster(nodes: usize, differs: impl Fn(&mut Config)) -> Result<Cluster> {
-    let layout = Layout {
-        program: node_program(&target_folder(), "release"),
-        folder: target_folder().join("bench").join(OURS),
-        nodes,
-        keep_data: false,
-    };
-    let mut cluster = Cluster::prepare_with(layout, differs)?;
-    cluster.start_all().await?;
-    Ok(cluster)
+/// A build of this project, and how it is told to work.
+#[derive(Clone)]
+struct Build {
+    /// As results name it; its folder, too.
+    name: &'static str,
+    program: PathBuf,
+    /// Where its traces go, if it is to make any.
+    collector: Option<String>,
+}
+
+impl Build {
+    /// The release build as it is shipped.
+    fn shipped() -> Self {
+        Self { name: OURS, program: node_program(&target_folder(), "release"), collector: None }
+    }
+
+    /// A cluster of it on an empty folder, started.
+    async fn cluster(&self, nodes: usize, differs: impl Fn(&mut Config)) -> Result<Cluster> {
+        let layout = Layout {
+            program: self.program.clone(),
+            folder: target_folder().join("bench").join(self.name),
+            nodes,
+            keep_data: false,
+        };
+        let mut cluster = Cluster::prepare_with(layout, |config| {
+            config.tracing.otlp_endpoint.clone_from(&self.collector);
+            differs(config);
+        })?;
+        cluster.start_all().await?;
+        Ok(cluster)
+    }
 }
 
 /// Empties the folder in which a system keeps its data and its logs.
@@ -140,9 +165,10 @@ fn empty_folder(system: &str) -> Result<PathBuf> {
 /// Runs a benchmark. A debug build would measure itself, so it hands over to a release build.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     if cfg!(debug_assertions) {
-        step("build (release)", || {
-            run_program(cargo(&["build", "--release", "--package", "debros-node", "--package", "xtask"]))
-        })?;
+        match bench {
+            Bench::Observability(_) => step("build (release, switched)", observability::build_switched)?,
+            _ => step("build (release)", || run_program(cargo(&RELEASE_BUILD)))?,
+        }
         let program = target_folder().join("release").join(format!("xtask{}", std::env::consts::EXE_SUFFIX));
         let mut again = Command::new(program);
         again.args(std::env::args_os().skip(1));
@@ -157,6 +183,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             Bench::Sql(options) => sql::run(options).await,
             Bench::Kv(options) => kv::run(options).await,
             Bench::PubSub(options) => pubsub::run(options).await,
+            Bench::Observability(options) => observability::run(options).await,
         }
     })
 }
@@ -183,6 +210,7 @@ mod tests {
             "kv --against etcd,nats-kv --works put_fsync,put_relaxed,get_r1,get_r2,list_100",
             "pubsub --against nats --works across_128b,across_1kib,fanout_1_to_8,four_to_four",
             "pubsub --works request_reply,delivery_1000,wildcards_1,wildcards_10k",
+            "observability --rounds 3 --clusters 2 --seconds 0.5 --works sql_insert,pubsub_across_nodes --json x",
         ] {
             assert!(Line::try_parse_from(format!("bench {good}").split(' ')).is_ok(), "{good}");
         }
@@ -194,6 +222,7 @@ mod tests {
             "sql --works sorting",
             "kv --works sorting",
             "pubsub --against etcd",
+            "observability --rounds 0",
         ] {
             assert!(Line::try_parse_from(format!("bench {bad}").split(' ')).is_err(), "{bad}");
         }

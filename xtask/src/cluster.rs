@@ -1,6 +1,7 @@
 //! Nodes as separate processes on loopback, each with its own folder, ports, configuration file and log.
 //! It decides where they live and when they are ready; it does not know what is asked of them.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,16 @@ impl Cluster {
 
     /// The same, with what differs from the usual configuration of every node.
     pub(crate) fn prepare_with(layout: Layout, differs: impl Fn(&mut Config)) -> Result<Self> {
+        Self::prepare_within(layout, differs, |_, _| Vec::new())
+    }
+
+    /// The same, and each node is started by the command that `within` gives of its index and its data folder: one that becomes the node, or
+    /// none.
+    pub(crate) fn prepare_within(
+        layout: Layout,
+        differs: impl Fn(&mut Config),
+        within: impl Fn(usize, &Path) -> Vec<OsString>,
+    ) -> Result<Self> {
         if !layout.keep_data && layout.folder.exists() {
             fs::remove_dir_all(&layout.folder)
                 .with_context(|| format!("cannot empty {}", layout.folder.display()))?;
@@ -107,8 +118,10 @@ impl Cluster {
             differs(&mut config);
             let config_file = folder.join("node.yaml");
             fs::write(&config_file, config.to_yaml())?;
-            let arguments = vec!["--config".into(), config_file.into()];
-            let server = Server::new(name, layout.program.clone(), arguments, folder.join("node.log"));
+            let mut command = within(index, &config.node.data_dir);
+            command.extend([layout.program.clone().into(), "--config".into(), config_file.into()]);
+            let program = PathBuf::from(command.remove(0));
+            let server = Server::new(name, program, command, folder.join("node.log"));
             let node = Node { server, ports };
             first.get_or_insert_with(|| node.peer_address());
             nodes.push(node);
@@ -165,6 +178,11 @@ impl Cluster {
             }
             sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Sends a signal to a running node.
+    pub(crate) fn signal(&self, index: usize, signal: i32) {
+        self.nodes[index].server.signal(signal);
     }
 
     /// SIGKILL, as a power button does it; returns when the process is gone.

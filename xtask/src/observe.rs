@@ -3,6 +3,7 @@
 //! every expression of every panel, rule and alert is evaluated over its HTTP API. One that is empty, `NaN` or an error fails the command.
 
 mod expressions;
+mod faults;
 mod load;
 
 use std::fs;
@@ -20,7 +21,7 @@ use crate::slo::Slo;
 use crate::steps::{cargo, run as run_program, step, target_folder, workspace_root};
 use crate::{dashboards, python, rules};
 use expressions::{Expression, Verdict};
-use load::Load;
+use load::{Load, Patience};
 
 /// The models of Grafana 11.6, as its authors publish them for Python.
 const GRAFANA_MODELS: &str = "grafana-foundation-sdk==1769699379!11.6.0";
@@ -44,6 +45,10 @@ pub(crate) struct ObserveOptions {
     /// Build the nodes with optimisation.
     #[arg(long)]
     release: bool,
+    /// Instead: skew a clock, stop a follower, kill a node and fill a disk, and see that each turns exactly its own checks and alerts and
+    /// that they clear. Takes ten minutes.
+    #[arg(long, conflicts_with_all = ["seconds", "keep"])]
+    faults: bool,
     /// Leave the cluster, the load and Prometheus running until Ctrl-C, to look around.
     #[arg(long)]
     keep: bool,
@@ -66,15 +71,20 @@ pub(crate) fn run(options: &ObserveOptions) -> Result<()> {
     }
     run_program(cargo(&arguments))?;
     let slo = Slo::read(&workspace_root())?;
-    check_rules(&programs, &slo)?;
-    check_dashboards(&slo)?;
+    if !options.faults {
+        check_rules(&programs, &slo)?;
+        check_dashboards(&slo)?;
+    }
     let profile = if options.release { "release" } else { "debug" };
     let run = Run {
         program: node_program(&target_folder(), profile),
-        folder: target_folder().join("observe"),
+        folder: target_folder().join(if options.faults { "observe-faults" } else { "observe" }),
         load_for: Duration::from_secs(options.seconds),
         keep: options.keep,
     };
+    if options.faults {
+        return faults::run(&programs, &slo, &run);
+    }
     watch(&programs, &slo, &run)
 }
 
@@ -123,7 +133,7 @@ fn watch(programs: &Programs, slo: &Slo, run: &Run) -> Result<()> {
         let folder = fresh(&run.folder.join("prometheus"))?;
         let prometheus = Prometheus::start(programs, &folder, &configuration).await?;
         println!("prometheus at {}, scraping {NODES} nodes each {SCRAPE_SECONDS} s", prometheus.url());
-        let load = Load::start(&cluster).await?;
+        let load = Load::start(&cluster, Patience::None).await?;
         let observed = observe(&prometheus, &load, &expressions, run).await;
         if run.keep && observed.is_ok() {
             println!("all of it keeps running at {}; Ctrl-C ends it", prometheus.url());

@@ -1,8 +1,9 @@
 //! Prometheus as a program: where it is found or how it gets here, the configuration that scrapes a [`Cluster`], a running
 //! server and its HTTP API. It does not know what is asked of it.
 //!
-//! It is Debian's package, unpacked below `target/` without being installed: no root, no service that starts, nothing of the machine changes.
+//! Where there is none, it is Debian's package ([`crate::debian`]).
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -113,21 +114,31 @@ struct Labels {
     node: String,
 }
 
-/// A configuration that scrapes these nodes each so many seconds and evaluates the rules and alerts as often.
+/// A configuration that scrapes these nodes each so many seconds and evaluates the shipped rules and alerts as often.
 pub(crate) fn scrape_config(cluster: &Cluster, name: &str, every_seconds: u32) -> Result<String> {
+    let rules = [RULES_PATH, ALERTS_PATH].map(|path| workspace_root().join(path));
+    scrape_config_with(cluster, name, every_seconds, &rules)
+}
+
+/// The same with these files of rules.
+pub(crate) fn scrape_config_with(
+    cluster: &Cluster,
+    name: &str,
+    every_seconds: u32,
+    rules: &[PathBuf],
+) -> Result<String> {
     let every = format!("{every_seconds}s");
     let static_configs = cluster.nodes().iter().map(|node| Targets {
         targets: vec![format!("127.0.0.1:{}", node.admin_port())],
         labels: Labels { cluster: name.to_owned(), node: node.name().to_owned() },
     });
-    let rule_files = [RULES_PATH, ALERTS_PATH].map(|path| workspace_root().join(path));
     let configuration = Configuration {
         global: Global {
             scrape_interval: every.clone(),
             scrape_timeout: every.clone(),
             evaluation_interval: every,
         },
-        rule_files: rule_files.iter().map(|path| path.display().to_string()).collect(),
+        rule_files: rules.iter().map(|path| path.display().to_string()).collect(),
         scrape_configs: vec![Job { job_name: "debros", static_configs: static_configs.collect() }],
     };
     Ok(serde_saphyr::to_string(&configuration)?)
@@ -140,7 +151,7 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it on an empty folder and waits until it answers.
+    /// Starts it and waits until it answers; on a folder that it had before it knows what it knew.
     pub(crate) async fn start(programs: &Programs, folder: &Path, configuration: &str) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let file = folder.join("prometheus.yaml");
@@ -184,7 +195,16 @@ impl Prometheus {
 
     /// What an expression gives now.
     pub(crate) async fn evaluate(&self, expr: &str) -> Result<Vec<Sample>> {
-        let (_, body) = get(self.port, &format!("/api/v1/query?query={}", encoded(expr))).await?;
+        self.query(&format!("query={}", encoded(expr))).await
+    }
+
+    /// What it gives at a time, in seconds since 1970. In the future it gives what it will if nothing happens any more.
+    pub(crate) async fn evaluate_at(&self, expr: &str, at_seconds: u64) -> Result<Vec<Sample>> {
+        self.query(&format!("query={}&time={at_seconds}", encoded(expr))).await
+    }
+
+    async fn query(&self, query: &str) -> Result<Vec<Sample>> {
+        let (_, body) = get(self.port, &format!("/api/v1/query?{query}")).await?;
         let answer: Answer = serde_json::from_str(&body).context("the API's answer is not the known one")?;
         match answer {
             Answer { data: Some(data), .. } => data.samples(),
@@ -211,6 +231,7 @@ impl Prometheus {
 
 /// One result of an expression.
 pub(crate) struct Sample {
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) value: f64,
 }
 
@@ -229,19 +250,23 @@ enum Data {
 
 #[derive(Deserialize)]
 struct Element {
+    #[serde(default)]
+    metric: BTreeMap<String, String>,
     value: (f64, String),
 }
 
 impl Data {
     fn samples(self) -> Result<Vec<Sample>> {
-        let values = match self {
-            Self::Vector(elements) => elements.into_iter().map(|element| element.value.1).collect(),
-            Self::Scalar((_, value)) => vec![value],
+        let values: Vec<(BTreeMap<String, String>, String)> = match self {
+            Self::Vector(elements) => {
+                elements.into_iter().map(|element| (element.metric, element.value.1)).collect()
+            }
+            Self::Scalar((_, value)) => vec![(BTreeMap::new(), value)],
         };
-        let parse = |value: String| {
+        let parse = |(labels, value): (BTreeMap<String, String>, String)| {
             // Prometheus writes +Inf, -Inf and NaN, which Rust reads too.
             let value = value.parse().with_context(|| format!("`{value}` is no number"))?;
-            Ok(Sample { value })
+            Ok(Sample { labels, value })
         };
         values.into_iter().map(parse).collect()
     }

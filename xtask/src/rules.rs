@@ -9,6 +9,7 @@ mod burns;
 mod causes;
 mod fixtures;
 mod levels;
+mod tempo;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +19,11 @@ use serde::Serialize;
 
 use crate::slo::{Severity, Slo};
 pub(crate) use burns::name as alert_on;
+pub(crate) use burns::still as burns_still;
 pub(crate) use fixtures::files as test_files;
+pub(crate) use levels::{BAD as SLO_BAD, TOTAL as SLO_TOTAL};
 pub(crate) use levels::{BUDGET_LEFT, OBJECTIVE, USABLE_DISK, bad_ratio};
+pub(crate) use tempo::Tempo;
 
 /// Where the recording rules lie, from the root of the workspace.
 pub(crate) const RULES_PATH: &str = "configs/prometheus/rules.yaml";
@@ -41,7 +45,7 @@ pub(crate) struct Alert {
     pub(crate) name: String,
     pub(crate) severity: Severity,
     /// So long must it hold, in Prometheus' notation.
-    pub(crate) holds: &'static str,
+    pub(crate) holds: String,
     /// All must be true.
     pub(crate) conditions: Vec<Comparison>,
     /// What is wrong, for users, in a line.
@@ -95,13 +99,17 @@ impl Alert {
 
 /// Every recording rule, each after those that it reads.
 pub(crate) fn recordings(slo: &Slo) -> Result<Vec<Recording>> {
-    levels::recordings(slo)
+    levels::recordings(slo, Tempo::REAL)
 }
 
 /// Every alert.
 pub(crate) fn alerts(slo: &Slo) -> Vec<Alert> {
-    let mut alerts = burns::alerts(slo);
-    alerts.extend(causes::alerts());
+    alerts_at(slo, Tempo::REAL)
+}
+
+fn alerts_at(slo: &Slo, tempo: Tempo) -> Vec<Alert> {
+    let mut alerts = burns::alerts(slo, tempo);
+    alerts.extend(causes::alerts(tempo));
     alerts
 }
 
@@ -129,15 +137,15 @@ enum Rule {
         alert: String,
         expr: String,
         #[serde(rename = "for")]
-        holds: &'static str,
+        holds: String,
         labels: BTreeMap<&'static str, String>,
         annotations: BTreeMap<&'static str, String>,
     },
 }
 
 /// The text of `rules.yaml`.
-pub(crate) fn rules_file(slo: &Slo) -> Result<String> {
-    let rules = recordings(slo)?.into_iter().map(|recording| {
+pub(crate) fn rules_file(slo: &Slo, tempo: Tempo) -> Result<String> {
+    let rules = levels::recordings(slo, tempo)?.into_iter().map(|recording| {
         let Recording { record, expr, labels } = recording;
         Rule::Recording { record, expr, labels }
     });
@@ -145,8 +153,8 @@ pub(crate) fn rules_file(slo: &Slo) -> Result<String> {
 }
 
 /// The text of `alerts.yaml`.
-pub(crate) fn alerts_file(slo: &Slo) -> Result<String> {
-    let rules = alerts(slo).into_iter().map(|alert| {
+pub(crate) fn alerts_file(slo: &Slo, tempo: Tempo) -> Result<String> {
+    let rules = alerts_at(slo, tempo).into_iter().map(|alert| {
         let (expr, runbook) = (alert.expr(), format!("{}/{}.md", slo.runbooks, alert.name));
         let mut labels = alert.labels;
         labels.insert("severity", alert.severity.as_str().to_owned());

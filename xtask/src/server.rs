@@ -83,9 +83,14 @@ impl Server {
 
     /// Asks the process to end (SIGTERM); [`Server::stopped`] waits for it.
     pub(crate) fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Sends a signal, if the process runs.
+    pub(crate) fn signal(&self, signal: i32) {
         if let Some(pid) = self.pid() {
             // SAFETY: the pid is that of a child which has not been waited for, so it cannot be anyone else's.
-            unsafe { libc::kill(pid.cast_signed(), libc::SIGTERM) };
+            unsafe { libc::kill(pid.cast_signed(), signal) };
         }
     }
 

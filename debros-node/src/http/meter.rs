@@ -5,15 +5,11 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::metrics::durations;
+use crate::metrics::{Counter, Gauge, Histogram, Stopwatch, durations};
 use crate::trace::{KeyValue, Root, SpanKind, Tracer, from_headers, under};
 
 /// The listener whose requests are traced.
@@ -121,7 +117,7 @@ pub(super) async fn measure(State(meter): State<Meter>, request: Request, next: 
     let method = request.method().as_str();
     let namespace = tracing::field::Empty;
     let span = tracing::debug_span!("http", listener, method, route, namespace);
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     let under_way = Counted::start(&metrics.under_way, listener);
     let parent = from_headers(request.headers());
     let (verb, path) = (request.method().to_string(), route.clone());
@@ -134,7 +130,7 @@ pub(super) async fn measure(State(meter): State<Meter>, request: Request, next: 
     };
     drop(under_way);
     let status = class(response.status());
-    let took = started.elapsed().as_secs_f64();
+    let took = stopwatch.took().as_secs_f64();
     metrics.requests.get_or_create(&OutcomeLabels { listener, route: route.clone(), status }).inc();
     metrics.duration.get_or_create(&RouteLabels { listener, route }).observe(took);
     response

@@ -4,14 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use debros_proto::limits;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::store::{READS_WAITING_MAX, Statistics, WRITES_WAITING_MAX};
 use super::{Kv, KvSlot};
-use crate::metrics::{Bounds, Readings, flushes, read_at_scrape};
+use crate::metrics::{Bounds, Counter, Gauge, Histogram, Readings, flushes, read_at_scrape};
 
 /// What the storage counts. Cheap to clone.
 #[derive(Clone, Debug, Default)]

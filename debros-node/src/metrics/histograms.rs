@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use debros_proto::limits;
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
-use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
+use prometheus_client::metrics::histogram::NativeHistogramConfig;
+
+use super::recorders::{Histogram, TracedHistogram};
 
 /// Of requests and of what they wait for, in seconds; clients have the same.
 const DURATIONS: [f64; 14] = limits::DURATION_BOUNDS_SECONDS;
@@ -29,7 +30,7 @@ const NATIVE_ZERO: f64 = 1e-6;
 fn both(bounds: &[f64]) -> Histogram {
     let native =
         NativeHistogramConfig::new(NATIVE_FACTOR).max_buckets(NATIVE_BUCKETS_MAX).zero_threshold(NATIVE_ZERO);
-    Histogram::new_classic_and_native(bounds.iter().copied(), native)
+    Histogram::new(bounds, native)
 }
 
 /// Of requests and of what they wait for, in seconds.
@@ -54,8 +55,8 @@ pub fn amounts() -> Histogram {
 
 /// Durations with the trace that is an example of each bucket. Classic only: `prometheus-client` writes no exemplars of
 /// native histograms.
-pub fn traced_durations<S>() -> HistogramWithExemplars<S> {
-    HistogramWithExemplars::new(DURATIONS.into_iter())
+pub fn traced_durations<S>() -> TracedHistogram<S> {
+    TracedHistogram::new(&DURATIONS)
 }
 
 /// Whether a service level of this threshold can be counted by the bounds of [`durations`] or [`waits`].

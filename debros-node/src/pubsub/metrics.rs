@@ -2,13 +2,10 @@
 //! once for a run of messages, not for each.
 
 use debros_proto::{ErrorCode, limits};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::time::Instant;
 
 use super::PubSubSlot;
-use crate::metrics::{Bounds, Operation};
+use crate::metrics::{Bounds, Counter, Gauge, Operation, Stopwatch};
 
 /// What pub/sub counts. Cheap to clone.
 #[derive(Clone, Default)]
@@ -76,15 +73,15 @@ impl PubSubMetrics {
     }
 
     /// A batch that came then was acknowledged, or refused.
-    pub(super) fn publish_answered(&self, since: Instant, error: Option<ErrorCode>) {
+    pub(super) fn publish_answered(&self, since: Stopwatch, error: Option<ErrorCode>) {
         if let Some(operations) = &self.operations {
-            operations.publish.answered(error, since.elapsed());
+            operations.publish.answered(error, since.took());
         }
     }
     /// A subscription that was asked for then stands, or was refused.
-    pub(super) fn subscribe_answered(&self, since: Instant, error: Option<ErrorCode>) {
+    pub(super) fn subscribe_answered(&self, since: Stopwatch, error: Option<ErrorCode>) {
         if let Some(operations) = &self.operations {
-            operations.subscribe.answered(error, since.elapsed());
+            operations.subscribe.answered(error, since.took());
         }
     }
     pub(super) fn gaps_repaired(&self, count: u64) {

@@ -24,6 +24,7 @@ use super::publish::{Goes, Holding, Incoming, Taken};
 use super::queue::{Patience, Queue};
 use super::router::Router;
 use super::subscriptions::Wanted;
+use crate::metrics::Stopwatch;
 
 /// A client that sends more than its window is not read on.
 const WAITING_BYTES_MAX: usize = 2 * limits::PUBLISH_WINDOW_BYTES as usize;
@@ -48,7 +49,7 @@ struct Work {
     base: Option<u64>,
     announced: bool,
     /// Batches, with when they came.
-    waiting: VecDeque<(Instant, v1::Publish)>,
+    waiting: VecDeque<(Stopwatch, v1::Publish)>,
     waiting_bytes: usize,
     held: Option<BoxFuture<'static, Patience>>,
     patience: Option<Patience>,
@@ -146,10 +147,10 @@ impl Work {
         match call.call {
             Some(Call::Publish(batch)) => {
                 self.waiting_bytes += batch.messages.len() + BATCH_BYTES;
-                self.waiting.push_back((Instant::now(), batch));
+                self.waiting.push_back((Stopwatch::start(), batch));
             }
             Some(Call::Subscribe(subscribe)) => {
-                let (since, about) = (Instant::now(), About::Subscription(subscribe.subscription));
+                let (since, about) = (Stopwatch::start(), About::Subscription(subscribe.subscription));
                 let metrics = shared.metrics.clone();
                 if let Err(failure) = self.subscribe(since, subscribe) {
                     metrics.subscribe_answered(since, Some(failure.code));
@@ -196,12 +197,12 @@ impl Work {
         self.session.outlet.tell(Event::Failure(v1::SessionFailure { about, failure }));
     }
 
-    fn refuse_batch(&self, since: Instant, first: u64, failure: Failure) {
+    fn refuse_batch(&self, since: Stopwatch, first: u64, failure: Failure) {
         self.session.shared.metrics.publish_answered(since, Some(failure.code));
         self.refuse(About::Publish(first), failure);
     }
 
-    fn subscribe(&mut self, since: Instant, subscribe: v1::Subscribe) -> Result<(), Failure> {
+    fn subscribe(&mut self, since: Stopwatch, subscribe: v1::Subscribe) -> Result<(), Failure> {
         let v1::Subscribe { subscription, pattern, group, credit_bytes, overflow, resume, positions } =
             subscribe;
         let Session { shared, number, outlet, .. } = &self.session;
@@ -235,7 +236,7 @@ impl Work {
         Ok(())
     }
 
-    fn publish(&mut self, since: Instant, batch: v1::Publish) {
+    fn publish(&mut self, since: Stopwatch, batch: v1::Publish) {
         let Session { shared, namespace, publisher, outlet, .. } = &self.session;
         if !self.announced {
             self.announced = true;
@@ -297,7 +298,7 @@ impl Work {
     }
 
     /// Lets others have their turn before the rest of a batch is taken in.
-    fn give_way(&mut self, since: Instant, rest: v1::Publish, holding: Holding) {
+    fn give_way(&mut self, since: Stopwatch, rest: v1::Publish, holding: Holding) {
         self.waiting_bytes += rest.messages.len() + BATCH_BYTES;
         self.waiting.push_front((since, rest));
         self.hold(holding);
@@ -307,7 +308,7 @@ impl Work {
     }
 
     /// Before the first batch the other nodes hear that there will be some.
-    fn announce(&mut self, since: Instant, batch: v1::Publish) {
+    fn announce(&mut self, since: Stopwatch, batch: v1::Publish) {
         let Session { shared, namespace, .. } = &self.session;
         let version = shared.router().announce(namespace);
         self.waiting_bytes += batch.messages.len() + BATCH_BYTES;

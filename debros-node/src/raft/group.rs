@@ -20,6 +20,7 @@ use super::snapshot::SnapshotFolder;
 use super::state_machine::{DurableSince, StateMachine};
 use super::types::{Command, EntryTrace, Replica, TypeConfig};
 use crate::blocking::Blocking;
+use crate::metrics::Stopwatch;
 use crate::planted::{Bug, is_planted};
 use crate::trace::{self, KeyValue, SpanKind};
 
@@ -231,7 +232,7 @@ impl Group {
     /// # Errors
     /// [`ProposeError`] says whether the command may still take effect.
     pub async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
-        let started = tokio::time::Instant::now();
+        let stopwatch = Stopwatch::start();
         let mut part = trace::child("raft propose", SpanKind::Internal);
         part.tell(|| vec![KeyValue::new("debros.group", self.inner.id.to_string())]);
         let trace = part.sampled().map(|parent| Box::new(EntryTrace { parent, replicated: false }));
@@ -239,7 +240,7 @@ impl Group {
         drop(part);
         match written {
             Ok(done) => {
-                self.inner.metrics.commits.observe(started.elapsed().as_secs_f64());
+                self.inner.metrics.commits.observe(stopwatch.took().as_secs_f64());
                 Ok(Committed { index: done.log_id.index, outcome: done.data.0 })
             }
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {

@@ -10,15 +10,13 @@ use debros_proto::{GroupId, limits};
 use openraft::Instant;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::group::{Group, LED_WITHIN};
 use super::groups::Groups;
 use super::log::{self, Flush};
 use super::types::TypeConfig;
-use crate::metrics::{Bounds, Readings, amounts, durations, flushes, read_at_scrape};
+use crate::metrics::{Bounds, Counter, Histogram, Readings, amounts, durations, flushes, read_at_scrape};
 
 /// With fewer voters no member can be lost, however well all are.
 const VOTERS_WITH_SLACK: usize = 3;
@@ -50,7 +48,7 @@ impl RaftMetrics {
 
 /// Registers the log's metrics and makes the log report to them.
 pub fn observe_log(options: log::Options, registry: &mut Registry) -> log::Options {
-    let (duration, entries, bytes) = (flushes(), amounts(), Counter::<u64>::default());
+    let (duration, entries, bytes) = (flushes(), amounts(), Counter::default());
     registry.register(
         "debros_raft_log_flush_duration_seconds",
         "Time to write and sync one batch of the Raft log",

@@ -5,17 +5,17 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
 use debros_proto::{ErrorCode, Failure, HasHeader, TraceContext, v1};
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
 use super::activity::Activities;
 
-use crate::metrics::{Operation, Operations, Origin, traced_durations};
+use crate::metrics::{
+    Operation, Operations, Origin, Stopwatch, TracedHistogram, recording, traced_durations,
+};
 use crate::trace::{KeyValue, Root, SpanKind, Tracer, keep, recorded};
 
 /// Every method that is measured, by service.
@@ -35,6 +35,7 @@ const METHODS: [(&str, &[&str]); 5] = [
             "DisconnectPeer",
             "Leave",
             "Initialise",
+            "HandOver",
             "LogLevel",
         ],
     ),
@@ -75,8 +76,7 @@ struct TraceLabels {
     trace_id: String,
 }
 
-type Traced =
-    Family<ServiceLabels, HistogramWithExemplars<TraceLabels>, fn() -> HistogramWithExemplars<TraceLabels>>;
+type Traced = Family<ServiceLabels, TracedHistogram<TraceLabels>, fn() -> TracedHistogram<TraceLabels>>;
 
 /// The metrics of the gRPC services. Labels are bounded: methods and error codes. Cheap to clone.
 #[derive(Clone)]
@@ -90,6 +90,7 @@ struct Inner {
     /// By method; whose requests it is, decides between the two.
     methods: HashMap<&'static str, Method>,
     traced: Traced,
+    /// Other nodes are told of it as the load.
     under_way: Gauge,
     engines: Activities,
 }
@@ -173,9 +174,8 @@ impl RpcMetrics {
     /// Tells of a request that can be found by its trace.
     fn traced(&self, method: &'static str, took: std::time::Duration, context: TraceContext) {
         let service = ServiceLabels { service: self.method(method).service };
-        let labels = TraceLabels { trace_id: format!("{:032x}", context.trace) };
-        let now = std::time::SystemTime::now();
-        self.inner.traced.get_or_create_owned(&service).observe(took.as_secs_f64(), Some(labels), Some(now));
+        let example = || TraceLabels { trace_id: format!("{:032x}", context.trace) };
+        self.inner.traced.get_or_create_owned(&service).observe(took.as_secs_f64(), example);
     }
 
     fn method(&self, method: &'static str) -> &Method {
@@ -211,10 +211,11 @@ impl RpcMetrics {
     ) -> Result<T, Failure> {
         let namespace = &asker.namespace[..];
         let span = tracing::debug_span!("rpc", method, namespace);
-        let started = Instant::now();
+        let stopwatch = Stopwatch::start();
         let _under_way = UnderWay::start(&self.inner.under_way);
         let root =
             Root { name: method, kind: SpanKind::Server, attributes: || attributes(method, namespace) };
+        let answer = std::pin::pin!(answer);
         let answer = async {
             let result = answer.await;
             if let Err(failure) = &result
@@ -224,15 +225,16 @@ impl RpcMetrics {
                 tracing::error!(method, %failure, "a request failed on an internal error");
             }
             if let Some(context) = recorded() {
-                self.traced(method, started.elapsed(), context);
+                self.traced(method, stopwatch.took(), context);
             }
             result
         };
         let result = self.tracer.request(root, answer.instrument(span), failed).await;
         let error = result.as_ref().err().map(|failure| failure.code);
-        self.handle(method, asker.origin).answered(error, started.elapsed());
-        if asker.origin == Origin::Client {
-            self.inner.engines.answered(method, error.is_none(), started.elapsed());
+        let took = stopwatch.took();
+        self.handle(method, asker.origin).answered(error, took);
+        if recording::metrics() && asker.origin == Origin::Client {
+            self.inner.engines.answered(method, error.is_none(), took);
         }
         result
     }

@@ -29,6 +29,7 @@ use super::metrics::SqlMetrics;
 use super::watchers::{Changes, Recorder};
 use super::{convert, registers};
 use crate::blocking::{Blocking, Jobs};
+use crate::metrics::Stopwatch;
 use crate::raft::{CommittedCommand, Engine, EngineFault, Position};
 
 /// Batches waiting for the writer: openraft hands over one at a time.
@@ -335,7 +336,7 @@ impl Worker {
         let encode = |outcome: &EntryOutcome| convert::outcome(outcome.clone()).encode_to_vec();
         let batch = Batch { entries: &entries, applied_index, bookkeeping: &position.0 };
         let failed = |fault| EngineFault::new("apply committed writes", fault);
-        let started = Instant::now();
+        let stopwatch = Stopwatch::start();
         let applied = writer.apply_batch(batch, &encode).map_err(failed)?;
         let now = Instant::now();
         let (bytes_max, revision) = (writer.max_bytes(), writer.revision());
@@ -350,7 +351,7 @@ impl Worker {
             };
         }
         self.recorder.record(revision, leases, changes);
-        self.metrics.applied(now - started);
+        self.metrics.applied(stopwatch.until(now));
         if now - self.looked >= LOOK_INTERVAL {
             self.look();
         }
@@ -381,9 +382,9 @@ impl Worker {
         let writer = self.writer("checkpoint")?;
         // Read before the checkpoint: what is applied while it runs is not in it.
         let position = position(writer);
-        let started = Instant::now();
+        let stopwatch = Stopwatch::start();
         let complete = writer.checkpoint().map_err(|fault| self.heed("checkpoint the database", fault))?;
-        self.metrics.checkpointed(started.elapsed());
+        self.metrics.checkpointed(stopwatch.took());
         if complete.is_some() {
             self.durable = position;
             self.look();

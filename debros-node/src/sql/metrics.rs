@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use debros_sqlite::CacheAccesses;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::Files;
-use crate::metrics::{durations, read_at_scrape};
+use crate::metrics::{Counter, Histogram, durations, read_at_scrape};
 
 /// What databases measure. Cheap to clone; the default measures for nobody.
 #[derive(Clone)]

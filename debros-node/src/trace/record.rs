@@ -21,6 +21,12 @@ impl Moment {
         Self { wall: SystemTime::now(), steady: Instant::now() }
     }
 
+    /// Now, by the clock of the day as it was then: one reading instead of two, and the parts of a request never begin before it.
+    pub(super) fn later(&self) -> Self {
+        let steady = Instant::now();
+        Self { wall: self.wall + steady.duration_since(self.steady), steady }
+    }
+
     /// How long ago that is.
     pub fn elapsed(&self) -> Duration {
         self.steady.elapsed()
@@ -53,13 +59,18 @@ pub struct Record {
 }
 
 impl Record {
-    /// A span under `parent` that begins now.
-    pub(super) fn beginning(name: &'static str, kind: SpanKind, parent: &TraceContext) -> Self {
-        Self { took: Duration::ZERO, ..Self::ending_now(name, kind, parent, Moment::now()) }
-    }
-
     /// A span under `parent`, which began at `began` and ends now. It gets an id of its own.
     pub fn ending_now(name: &'static str, kind: SpanKind, parent: &TraceContext, began: Moment) -> Self {
+        Self { took: began.elapsed(), ..Self::beginning(name, kind, parent, began) }
+    }
+
+    /// A span under `parent`, which began at `began` and has not ended. It gets an id of its own.
+    pub(super) fn beginning(
+        name: &'static str,
+        kind: SpanKind,
+        parent: &TraceContext,
+        began: Moment,
+    ) -> Self {
         Self {
             name: name.into(),
             kind,
@@ -67,7 +78,7 @@ impl Record {
             parent: Some(parent.span),
             remote: false,
             began,
-            took: began.elapsed(),
+            took: Duration::ZERO,
             attributes: Vec::new(),
             links: Vec::new(),
             error: None,

@@ -157,7 +157,7 @@ pub fn recorded() -> Option<TraceContext> {
 pub fn child(name: &'static str, kind: SpanKind) -> Child {
     let begin = |request: &Arc<Request>| Begun {
         request: request.clone(),
-        record: Record::beginning(name, kind, &request.context),
+        record: Record::beginning(name, kind, &request.context, request.began.later()),
     };
     Child(CURRENT.try_with(begin).ok())
 }

@@ -15,6 +15,7 @@ use super::metrics::TraceMetrics;
 use super::options::TraceOptions;
 use super::record::Record;
 use super::request::{self, Root};
+use crate::metrics::recording;
 
 /// Who records, as resource attributes of all spans.
 #[derive(Clone, Debug)]
@@ -90,7 +91,11 @@ impl Tracer {
 
     /// Whether anything is recorded.
     pub fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.shared().is_some()
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        self.0.as_ref().filter(|_| recording::traces())
     }
 
     /// Carries out a request as the local root of its trace; `failed` gives the code of what went wrong.
@@ -100,7 +105,9 @@ impl Tracer {
         work: impl Future<Output = T>,
         failed: impl FnOnce(&T) -> Option<&'static str>,
     ) -> T {
-        match &self.0 {
+        // What wraps the work holds it by its place: it may be large, and every wrapper would move it.
+        let work = std::pin::pin!(work);
+        match self.shared() {
             None => work.await,
             Some(shared) => request::run(shared.clone(), root, work, failed).await,
         }
@@ -108,7 +115,7 @@ impl Tracer {
 
     /// Records what was done for a sampled request of which this task is no part.
     pub fn record(&self, span: Record) {
-        if let Some(shared) = &self.0 {
+        if let Some(shared) = self.shared() {
             shared.keep(vec![span]);
         }
     }

@@ -6,6 +6,7 @@ mod faults;
 mod logs;
 mod process;
 mod pubsub;
+mod traces;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;

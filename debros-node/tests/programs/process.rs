@@ -84,6 +84,18 @@ impl Node {
         Self::spawn(folder, name, command)
     }
 
+    /// The same with a variable of the environment set.
+    pub(crate) fn start_with(
+        (variable, value): (&str, &str),
+        folder: &Path,
+        name: &str,
+        arguments: &[&str],
+    ) -> Self {
+        let mut command = command(Path::new(NODE));
+        command.env(variable, value).args(arguments);
+        Self::spawn(folder, name, command)
+    }
+
     /// The same with a file system of its own of so many bytes at `disk`, which nobody else sees.
     pub(crate) fn start_on_small_disk(
         folder: &Path,

@@ -94,7 +94,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
 }
 
 /// Writes the rows as JSON, one object a line.
-pub(crate) fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
+pub(crate) fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut file = BufWriter::new(file);
     for row in rows {

@@ -3,7 +3,7 @@
 //!
 //! All keys are there before anything is measured, and puts write over them, so that the number of keys stays.
 
-mod debros;
+pub(super) mod debros;
 mod etcd;
 mod nats;
 
@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::turns::{self, Does, in_turns};
-use super::{CommonOptions, program};
+use super::{Build, CommonOptions, program};
 
 const CLIENTS: &[u16] = &[1, 8, 64, 256];
 const CLIENTS_QUICK: &[u16] = &[1, 64];
@@ -47,7 +47,7 @@ enum Peer {
 /// What a client does over and over. W and R are how many of three replicas a put or a read waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Work {
+pub(super) enum Work {
     /// A value of 256 bytes; acknowledged when a quorum has it on disk.
     PutFsync,
     /// A value of 256 bytes; acknowledged when a quorum has it, on disk some time later.
@@ -86,7 +86,7 @@ trait KvSystem: Does<Work> {
 /// Measures and reports.
 pub(super) async fn run(options: &KvOptions) -> Result<()> {
     let common = &options.common;
-    let mut systems: Vec<Box<dyn KvSystem>> = vec![Box::new(debros::start().await?)];
+    let mut systems: Vec<Box<dyn KvSystem>> = vec![Box::new(debros::start(&Build::shipped()).await?)];
     systems.extend(peers(&options.against).await?);
     let works = options.works.clone().unwrap_or_else(|| Work::value_variants().to_vec());
     let mut rows = Vec::new();

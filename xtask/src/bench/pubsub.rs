@@ -4,7 +4,7 @@
 //! Deliveries are counted, not publishes, and every message must arrive: a figure over losses would mean nothing. So that none
 //! is lost on the way, publishers wait while too much is under way, the same for every system.
 
-mod debros;
+pub(super) mod debros;
 mod flow;
 mod nats;
 
@@ -18,7 +18,7 @@ use clap::{Args, ValueEnum};
 
 use super::form::Row;
 use super::load::cpu_seconds;
-use super::{CommonOptions, System, program};
+use super::{Build, CommonOptions, System, program};
 
 /// Turns of each system at each work, in which they alternate.
 const TURNS: u32 = 2;
@@ -53,7 +53,7 @@ enum Peer {
 /// What is published and who gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Work {
+pub(super) enum Work {
     /// 128 bytes, from one publisher to one subscriber at another node.
     #[value(name = "across_128b")]
     Across128b,
@@ -122,14 +122,14 @@ struct Stream {
 
 /// A system with messages.
 #[async_trait]
-trait Messaging: System {
+pub(super) trait Messaging: System {
     /// A client at a node.
     async fn connect(&mut self, node: usize) -> Result<Arc<dyn Member>>;
 }
 
 /// A client.
 #[async_trait]
-trait Member: Send + Sync {
+pub(super) trait Member: Send + Sync {
     /// Publishes a burst in order; returns when more may be handed over.
     async fn publish(&self, topics: &[String], payload: &Bytes) -> Result<()>;
     /// Begins to receive.
@@ -142,7 +142,7 @@ trait Member: Send + Sync {
 
 /// A subscription.
 #[async_trait]
-trait Receiver: Send {
+pub(super) trait Receiver: Send {
     /// Waits for messages; gives each payload that has come.
     async fn receive(&mut self, each: &mut (dyn for<'p> FnMut(&'p [u8]) + Send)) -> Result<()>;
 }
@@ -150,7 +150,7 @@ trait Receiver: Send {
 /// Measures and reports.
 pub(super) async fn run(options: &PubSubOptions) -> Result<()> {
     let common = &options.common;
-    let mut systems: Vec<Box<dyn Messaging>> = vec![Box::new(debros::start().await?)];
+    let mut systems: Vec<Box<dyn Messaging>> = vec![Box::new(debros::start(&Build::shipped()).await?)];
     if options.against.contains(&Peer::Nats)
         && let Some(program) = program("nats-server", "nats-server")
     {
@@ -173,7 +173,7 @@ pub(super) async fn run(options: &PubSubOptions) -> Result<()> {
     common.report(&rows)
 }
 
-async fn measure(system: &mut dyn Messaging, work: Work, duration: Duration) -> Result<Figure> {
+pub(super) async fn measure(system: &mut dyn Messaging, work: Work, duration: Duration) -> Result<Figure> {
     let pids = system.pids();
     match (work, work.stream()) {
         (_, Some(stream)) => flow::stream(system, stream, duration, &pids).await,
@@ -205,7 +205,7 @@ fn micros(duration: Duration) -> u32 {
 
 /// What one or more turns gave.
 #[derive(Default)]
-struct Figure {
+pub(super) struct Figure {
     count: u64,
     seconds: f64,
     cpu_seconds: f64,
@@ -221,7 +221,18 @@ impl Figure {
         self.latencies_us.extend(other.latencies_us);
     }
 
+    /// Deliveries or answers a second.
     #[expect(clippy::cast_precision_loss, reason = "a count is far below 2^52")]
+    pub(super) fn ops_per_s(&self) -> f64 {
+        self.count as f64 / self.seconds
+    }
+
+    /// CPU time of the servers for each.
+    #[expect(clippy::cast_precision_loss, reason = "a count is far below 2^52")]
+    pub(super) fn cpu_us_per_op(&self) -> f64 {
+        self.cpu_seconds * 1e6 / (self.count as f64).max(1.0)
+    }
+
     fn row(mut self, work: Work, system: &str) -> Row {
         self.latencies_us.sort_unstable();
         let quantile = |per_cent: usize| {
@@ -233,10 +244,10 @@ impl Figure {
             work: work.name(),
             system: system.to_owned(),
             clients: work.stream().map_or(1, |stream| stream.publishers),
-            ops_per_s: Some(self.count as f64 / self.seconds),
+            ops_per_s: Some(self.ops_per_s()),
             p50_us: quantile(50),
             p99_us: quantile(99),
-            cpu_us_per_op: Some(self.cpu_seconds * 1e6 / (self.count as f64).max(1.0)),
+            cpu_us_per_op: Some(self.cpu_us_per_op()),
         }
     }
 }

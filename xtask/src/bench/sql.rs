@@ -1,7 +1,7 @@
 //! `bench sql`: what an application asks of a database, and how long writes are away when the leader is killed. Decides
 //! the works and their order; knows systems only through [`SqlSystem`].
 
-mod debros;
+pub(super) mod debros;
 mod etcd;
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use super::form::Row;
 use super::load::Session;
 use super::turns::{self, Does, Work as _, in_turns};
-use super::{CommonOptions, program};
+use super::{Build, CommonOptions, program};
 use crate::outage;
 
 const BENCH: &str = "sql";
@@ -52,7 +52,7 @@ enum Peer {
 /// What a client does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Work {
+pub(super) enum Work {
     /// One row of 32 bytes; acknowledged when a quorum has it on disk.
     Insert,
     /// One row by its key, as of now.
@@ -94,7 +94,7 @@ trait SqlSystem: Does<Work> {
 /// Measures and reports.
 pub(super) async fn run(options: &SqlOptions) -> Result<()> {
     let common = &options.common;
-    let mut systems: Vec<Box<dyn SqlSystem>> = vec![Box::new(debros::start().await?)];
+    let mut systems: Vec<Box<dyn SqlSystem>> = vec![Box::new(debros::start(&Build::shipped()).await?)];
     if let Some(Peer::Etcd) = options.against
         && let Some(program) = program("etcd", "etcd-server")
     {

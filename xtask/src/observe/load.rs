@@ -7,23 +7,33 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use debros_sdk::{
-    Client, Database, LeaseListOptions, PubSub, RegisterListOptions, Registers, Storage, params,
+    Client, Database, LeaseListOptions, PubSub, RegisterListOptions, Registers, Storage, Subscription, params,
 };
 use tokio::task::JoinHandle;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::cluster::{Cluster, probe};
 use crate::membership;
 
-const APPLICATION: &str = "observe";
+pub(super) const APPLICATION: &str = "observe";
 const TOPIC: &str = "ships.1.position";
 const PATTERN: &str = "ships.*.position";
 /// One round of everything, by each node.
 const ROUND_EVERY: Duration = Duration::from_millis(50);
+const STEADFAST_ROUND_EVERY: Duration = Duration::from_millis(250);
 /// Every so many rounds what is asked seldom.
 const SELDOM: u64 = 10;
 const HEARD_WITHIN: Duration = Duration::from_secs(30);
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, text TEXT)";
+
+/// What a client does when something it asked for failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Nothing may fail: the client gives up.
+    None,
+    /// Something is made to fail: the client goes on asking, less often.
+    Steadfast,
+}
 
 /// Clients under way, one for each node.
 pub(super) struct Load {
@@ -34,7 +44,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Connects to each node and begins.
-    pub(super) async fn start(cluster: &Cluster) -> Result<Self> {
+    pub(super) async fn start(cluster: &Cluster, patience: Patience) -> Result<Self> {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let first = membership::client_at(cluster, 0, APPLICATION).await?;
         first.database().create_table(TABLE).await.context("cannot create a table")?;
@@ -42,7 +52,7 @@ impl Load {
         let mut tasks = Vec::new();
         for (index, node) in cluster.nodes().iter().enumerate() {
             let client = membership::client_at(cluster, index, APPLICATION).await?;
-            let user = User { client, name: node.name().to_owned(), http_port: node.http_port() };
+            let user = User { client, name: node.name().to_owned(), http_port: node.http_port(), patience };
             let name = node.name().to_owned();
             let (stop, rounds) = (stop.clone(), rounds.clone());
             tasks.push(tokio::spawn(async move {
@@ -73,29 +83,53 @@ struct User {
     client: Client,
     name: String,
     http_port: u16,
+    patience: Patience,
 }
 
 impl User {
     async fn ask(self, stop: &AtomicBool, rounds: &AtomicU64) -> Result<()> {
         let mut heard = self.client.pubsub().subscribe(PATTERN).await.context("cannot subscribe")?;
-        let mut tick = interval(ROUND_EVERY);
+        let mut tick = interval(match self.patience {
+            Patience::None => ROUND_EVERY,
+            Patience::Steadfast => STEADFAST_ROUND_EVERY,
+        });
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut round = 0;
         while !stop.load(Ordering::Relaxed) {
             tick.tick().await;
-            self.database(round).await.context("database")?;
-            self.storage(round).await.context("storage")?;
-            self.registers(round).await.context("registers")?;
-            self.pubsub(round).await.context("pub/sub")?;
-            let next = timeout(HEARD_WITHIN, heard.next_batch()).await.context("no message is heard")?;
-            next.context("the subscription ended")??;
-            if round.is_multiple_of(SELDOM) {
-                self.http().await.context("HTTP")?;
-                self.mistakes().await?;
-            }
+            self.round(round, &mut heard).await?;
             round += 1;
             rounds.fetch_add(1, Ordering::Relaxed);
         }
         self.client.close().await;
+        Ok(())
+    }
+
+    /// Everything once. A steadfast client asks for all of it, whatever failed before.
+    async fn round(&self, round: u64, heard: &mut Subscription) -> Result<()> {
+        self.borne(self.database(round).await.context("database"))?;
+        self.borne(self.storage(round).await.context("storage"))?;
+        self.borne(self.registers(round).await.context("registers"))?;
+        self.borne(self.messages(round, heard).await.context("pub/sub"))?;
+        if round.is_multiple_of(SELDOM) {
+            self.borne(self.http().await.context("HTTP"))?;
+            self.borne(self.mistakes().await)?;
+        }
+        Ok(())
+    }
+
+    /// What a failure comes to.
+    fn borne(&self, outcome: Result<()>) -> Result<()> {
+        match self.patience {
+            Patience::None => outcome,
+            Patience::Steadfast => Ok(()),
+        }
+    }
+
+    async fn messages(&self, round: u64, heard: &mut Subscription) -> Result<()> {
+        self.pubsub(round).await?;
+        let next = timeout(HEARD_WITHIN, heard.next_batch()).await.context("no message is heard")?;
+        next.context("the subscription ended")??;
         Ok(())
     }
 

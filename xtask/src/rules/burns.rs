@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::levels::{BAD, bad_ratio};
-use super::{Alert, Comparison, Relation};
+use super::levels::{BAD, bad_ratio, part_bad};
+use super::{Alert, Comparison, Relation, Tempo};
 use crate::slo::{Burn, Level, Slo};
 
 /// Every alert on a budget.
-pub(super) fn alerts(slo: &Slo) -> Vec<Alert> {
-    let of_level = |level| slo.burns.iter().map(move |burn| alert(level, burn, slo));
+pub(super) fn alerts(slo: &Slo, tempo: Tempo) -> Vec<Alert> {
+    let of_level = |level| slo.burns.iter().map(move |burn| alert(level, burn, slo, tempo));
     slo.levels.iter().flat_map(of_level).collect()
 }
 
@@ -22,12 +22,18 @@ pub(crate) fn name(level: &Level) -> String {
     format!("Debros{}BudgetBurns", words.collect::<String>())
 }
 
+/// An expression that gives something while the short window of a burn still sees it, and needs none of what is recorded for windows.
+pub(crate) fn still(level: &Level, burn: &Burn, tempo: Tempo) -> String {
+    let part = part_bad(&format!("{{slo=\"{}\"}}", level.name), &tempo.minutes(burn.short.minutes()));
+    format!("{part} > {}", threshold(level, burn))
+}
+
 /// The part of requests that is bad when a budget burns so fast.
 pub(super) fn threshold(level: &Level, burn: &Burn) -> f64 {
     (burn.factor * level.budget() * 1e9).round() / 1e9
 }
 
-fn alert(level: &Level, burn: &Burn, slo: &Slo) -> Alert {
+fn alert(level: &Level, burn: &Burn, slo: &Slo, tempo: Tempo) -> Alert {
     let Burn { factor, long, short, severity } = burn;
     let (long, slo_name) = (long.as_str(), &level.name);
     let over = |window: &str| Comparison {
@@ -35,9 +41,9 @@ fn alert(level: &Level, burn: &Burn, slo: &Slo) -> Alert {
         relation: Relation::Above,
         right: threshold(level, burn),
     };
-    let seconds = burn.long.minutes() * 60;
+    let (seconds, range) = (tempo.seconds(burn.long.minutes() * 60), tempo.minutes(burn.long.minutes()));
     let enough = Comparison {
-        left: format!("{seconds} * avg_over_time({BAD}{{slo=\"{slo_name}\"}}[{long}])"),
+        left: format!("{seconds} * avg_over_time({BAD}{{slo=\"{slo_name}\"}}[{range}])"),
         relation: Relation::AtLeast,
         right: level.least as f64,
     };
@@ -45,7 +51,7 @@ fn alert(level: &Level, burn: &Burn, slo: &Slo) -> Alert {
     Alert {
         name: name(level),
         severity: *severity,
-        holds: "0m",
+        holds: tempo.minutes(0),
         conditions: vec![over(long), over(short.as_str()), enough],
         summary: format!(
             "{{{{ $labels.cluster }}}} breaks a promise: {} ({})",

@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 
 use debros_proto::limits::CLOCK_OFFSET_MAX;
 
-use super::{Alert, Comparison, Relation, USABLE_DISK};
+use super::{Alert, Comparison, Relation, Tempo, USABLE_DISK};
 use crate::slo::Severity;
 
 /// Half of what makes a node refuse to coordinate writes: time to mend the clock.
 const CLOCK_OFFSET_SECONDS: f64 = CLOCK_OFFSET_MAX.as_millis() as f64 / 2000.0;
 /// A disk that is full sooner than this does not wait for the next morning.
 const DISK_FORECAST_SECONDS: u64 = 4 * 3600;
+/// The forecast draws a line through so much of the past.
+const DISK_TREND_MINUTES: u64 = 60;
 /// The part of a limit above which what is bounded by it is nearly used up.
 const NEARLY_USED_UP: f64 = 0.9;
 
@@ -33,28 +35,30 @@ pub(super) struct Input {
 }
 
 /// Every alert on a cause.
-pub(super) fn alerts() -> Vec<Alert> {
-    raft().into_iter().chain(machine()).chain(bounds()).collect()
+pub(super) fn alerts(tempo: Tempo) -> Vec<Alert> {
+    let causes = raft().into_iter().chain(machine(tempo)).chain(bounds());
+    causes.map(|cause| cause.alert(tempo)).collect()
 }
 
 /// The parts that differ from alert to alert.
 struct Cause {
     name: &'static str,
     severity: Severity,
-    holds: &'static str,
+    /// In minutes.
+    holds: u64,
     condition: Comparison,
     summary: &'static str,
     description: String,
     proof: Proof,
 }
 
-impl From<Cause> for Alert {
-    fn from(cause: Cause) -> Self {
-        let Cause { name, severity, holds, condition, summary, description, proof } = cause;
-        Self {
+impl Cause {
+    fn alert(self, tempo: Tempo) -> Alert {
+        let Self { name, severity, holds, condition, summary, description, proof } = self;
+        Alert {
             name: name.to_owned(),
             severity,
-            holds,
+            holds: tempo.minutes(holds),
             conditions: vec![condition],
             summary: summary.to_owned(),
             description,
@@ -85,12 +89,12 @@ fn of_node(metric: &str, values: &'static str) -> Input {
     Input { series: format!("{name}{{{labels}job=\"debros\",cluster=\"test\",node=\"node-1\"}}"), values }
 }
 
-fn raft() -> [Alert; 4] {
+fn raft() -> [Cause; 4] {
     [
         Cause {
             name: "DebrosQuorumSlackZero",
             severity: Severity::Page,
-            holds: "5m",
+            holds: 5,
             condition: when("sum by (cluster) (debros_raft_groups_without_slack)", Relation::Above, 0.0),
             summary: "{{ $labels.cluster }}: one more node lost and databases stop",
             description: "Databases of three or more replicas have just enough of them left. Users feel nothing yet; the next node \
@@ -102,7 +106,7 @@ fn raft() -> [Alert; 4] {
         Cause {
             name: "DebrosGroupWithoutLeader",
             severity: Severity::Page,
-            holds: "1m",
+            holds: 1,
             condition: when("max by (cluster, node) (debros_raft_groups_leaderless)", Relation::Above, 0.0),
             summary: "{{ $labels.node }} of {{ $labels.cluster }} has databases that nobody leads",
             description: "Replicas on this node have known no leader for a minute; an election takes a second or two. Writes and \
@@ -113,7 +117,7 @@ fn raft() -> [Alert; 4] {
         Cause {
             name: "DebrosReplicaStopped",
             severity: Severity::Page,
-            holds: "1m",
+            holds: 1,
             condition: when("max by (cluster, node) (debros_raft_groups_stopped)", Relation::Above, 0.0),
             summary: "{{ $labels.node }} of {{ $labels.cluster }} has stopped a replica",
             description: "A replica stopped because its machine failed it: an I/O error, a disk that is full, a state that cannot be \
@@ -124,7 +128,7 @@ fn raft() -> [Alert; 4] {
         Cause {
             name: "DebrosReplicasDiverge",
             severity: Severity::Ticket,
-            holds: "15m",
+            holds: 15,
             condition: when("max by (cluster, node) (debros_storage_divergent_partitions)", Relation::Above, 0.0),
             summary: "{{ $labels.node }} of {{ $labels.cluster }} holds other keys than its peers",
             description: "Rounds of repair, one each ten seconds, have found differences for a quarter of an hour without mending \
@@ -134,10 +138,9 @@ fn raft() -> [Alert; 4] {
             proof: proof("debros_storage_divergent_partitions", ("0x4 7x25", 20), ("0x12 900 500 100x8 0x5", 23)),
         },
     ]
-    .map(Alert::from)
 }
 
-fn machine() -> [Alert; 4] {
+fn machine(tempo: Tempo) -> [Cause; 4] {
     let disk = |values| {
         vec![of_node("debros_disk_free_bytes", values), of_node("debros_disk_reserve_bytes", "1e9x90")]
     };
@@ -145,7 +148,7 @@ fn machine() -> [Alert; 4] {
         Cause {
             name: "DebrosNodeDown",
             severity: Severity::Ticket,
-            holds: "5m",
+            holds: 5,
             condition: when("min by (cluster, node) (up{job=\"debros\"})", Relation::Below, 1.0),
             summary: "{{ $labels.node }} of {{ $labels.cluster }} gives no metrics",
             description: "Prometheus has not reached the node for five minutes: it is down, cut off or busy beyond answering. The others \
@@ -156,9 +159,13 @@ fn machine() -> [Alert; 4] {
         Cause {
             name: "DebrosDiskFullSoon",
             severity: Severity::Page,
-            holds: "15m",
+            holds: 15,
             condition: when(
-                format!("predict_linear({USABLE_DISK}[1h], {DISK_FORECAST_SECONDS})"),
+                format!(
+                    "predict_linear({USABLE_DISK}[{}], {})",
+                    tempo.minutes(DISK_TREND_MINUTES),
+                    tempo.seconds(DISK_FORECAST_SECONDS)
+                ),
                 Relation::Below,
                 0.0,
             ),
@@ -172,7 +179,7 @@ fn machine() -> [Alert; 4] {
         Cause {
             name: "DebrosDiskFull",
             severity: Severity::Page,
-            holds: "1m",
+            holds: 1,
             condition: when(format!("min by (cluster, node) ({USABLE_DISK})"), Relation::AtMost, 0.0),
             summary: "{{ $labels.node }} of {{ $labels.cluster }} refuses writes: its disk is full",
             description: "Nothing is free but the reserve that deletions and recovery need. Writes that need this node fail with \
@@ -183,7 +190,7 @@ fn machine() -> [Alert; 4] {
         Cause {
             name: "DebrosClockSkew",
             severity: Severity::Page,
-            holds: "2m",
+            holds: 2,
             condition: when(
                 "max by (cluster, node) (abs(debros_storage_clock_offset_seconds))",
                 Relation::Above,
@@ -198,10 +205,9 @@ fn machine() -> [Alert; 4] {
             proof: proof("debros_storage_clock_offset_seconds", ("0x4 -0.13x10", 7), ("0x4 -0.12x10", 14)),
         },
     ]
-    .map(Alert::from)
 }
 
-fn bounds() -> [Alert; 2] {
+fn bounds() -> [Cause; 2] {
     let resource = |used| {
         vec![
             of_node("debros_resource_used{resource=\"pubsub_sessions\"}", used),
@@ -221,7 +227,7 @@ fn bounds() -> [Alert; 2] {
         Cause {
             name: "DebrosLimitNear",
             severity: Severity::Ticket,
-            holds: "15m",
+            holds: 15,
             condition: when(
                 "max by (cluster, node, resource) (debros_resource_used / debros_resource_limit)",
                 Relation::Above,
@@ -236,7 +242,7 @@ fn bounds() -> [Alert; 2] {
         Cause {
             name: "DebrosQueueFull",
             severity: Severity::Ticket,
-            holds: "5m",
+            holds: 5,
             condition: when(
                 "max by (cluster, node, queue) (debros_queue_bytes{queue!=\"pubsub_ring\"} / debros_queue_bytes_limit)",
                 Relation::Above,
@@ -249,5 +255,4 @@ fn bounds() -> [Alert; 2] {
             proof: Proof { fires: queue("950x30"), silent: queue("890x30"), fires_at: 12, silent_at: 12 },
         },
     ]
-    .map(Alert::from)
 }

@@ -15,6 +15,7 @@ use super::tables::{failed, hint_key, parse_hint};
 use super::writer::{Answer, Done, Job, Toggle, Writer, answer, refuse};
 use super::{Applied, Durability, Fence, Origin, Put, PutOutcome, StoreError, damaged, fence};
 use crate::kv::record::{Entry, HEADER_BYTES, Record};
+use crate::metrics::Stopwatch;
 
 /// A layer of this size goes into LMDB: large enough that neighbours share pages.
 const LAYER_BYTES: usize = 16 << 20;
@@ -245,9 +246,9 @@ impl Writer {
     fn flush_journal(&mut self) -> Result<(), StoreError> {
         if self.flushes() {
             let failed = |error| StoreError::Failed(format!("the journal cannot be flushed: {error}"));
-            let started = std::time::Instant::now();
+            let stopwatch = Stopwatch::start();
             self.journal.flush().map_err(failed)?;
-            self.options.metrics.flushed(started.elapsed());
+            self.options.metrics.flushed(stopwatch.took());
         }
         self.unflushed = false;
         Ok(())

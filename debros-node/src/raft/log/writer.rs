@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use debros_proto::GroupId;
-use tokio::time::Instant;
 
 use super::compact::{Compaction, Move};
 use super::error::{Failure, LogError};
@@ -17,6 +16,7 @@ use super::segment::Segment;
 use super::store::{Flush, Shared, begin_segment};
 use super::traces::Traces;
 use crate::blocking::Jobs;
+use crate::metrics::Stopwatch;
 use crate::raft::codec::{log_id_to_wire, vote_to_wire};
 use crate::raft::types::LogId;
 use crate::trace::Moment;
@@ -223,7 +223,7 @@ impl Writer {
     fn flush(&mut self, entries: u64) -> Result<(), LogError> {
         let Segment { salt, seed, .. } = *self.active;
         let records = record::seal_batch(&mut self.buffer, salt, seed, self.offset);
-        let start = Instant::now();
+        let stopwatch = Stopwatch::start();
         let write = || self.active.write(&self.buffer, self.offset);
         let sync = || self.active.file.sync_data();
         let written = match self.shared.options.acknowledges_early() {
@@ -234,7 +234,7 @@ impl Writer {
         written.map_err(LogError::io("write", &self.active.path))?;
         let bytes = self.buffer.len() as u64;
         self.offset += bytes;
-        self.shared.count(&Flush { duration: start.elapsed(), bytes, records, entries });
+        self.shared.count(&Flush { duration: stopwatch.took(), bytes, records, entries });
         Ok(())
     }
 

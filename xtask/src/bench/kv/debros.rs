@@ -8,7 +8,7 @@ use debros_sdk::{Client, GetOptions, ListOptions, Quorum, RemoteStorage, Storage
 use super::{KEYS, KvSystem, LISTED_KEYS, Work, key, random_key, random_prefix, value};
 use crate::bench::load::Session;
 use crate::bench::turns::Does;
-use crate::bench::{CONNECTIONS_MAX, OURS, System, our_cluster};
+use crate::bench::{Build, CONNECTIONS_MAX, System};
 use crate::cluster::Cluster;
 use crate::membership;
 
@@ -18,9 +18,9 @@ const RELAXED: &str = "bench-relaxed";
 const NODES: usize = 3;
 
 /// Starts a cluster on an empty folder and writes all keys.
-pub(super) async fn start() -> Result<Debros> {
+pub(in crate::bench) async fn start(build: &Build) -> Result<Debros> {
     let differs = |config: &mut Config| config.storage.relaxed_namespaces = vec![RELAXED.to_owned()];
-    let cluster = our_cluster(NODES, differs).await?;
+    let cluster = build.cluster(NODES, differs).await?;
     let clients = clients_of(&cluster, APPLICATION).await?;
     let relaxed = clients_of(&cluster, RELAXED).await?;
     for first in [&clients[0], &relaxed[0]] {
@@ -30,7 +30,7 @@ pub(super) async fn start() -> Result<Debros> {
             outcome.context("cannot write the keys of the benchmark")?;
         }
     }
-    Ok(Debros { cluster, clients, relaxed })
+    Ok(Debros { name: build.name, cluster, clients, relaxed })
 }
 
 async fn clients_of(cluster: &Cluster, application: &str) -> Result<Vec<Client>> {
@@ -42,16 +42,24 @@ async fn clients_of(cluster: &Cluster, application: &str) -> Result<Vec<Client>>
 }
 
 /// A cluster of node processes and its clients.
-pub(super) struct Debros {
+pub(in crate::bench) struct Debros {
+    name: &'static str,
     cluster: Cluster,
     clients: Vec<Client>,
     relaxed: Vec<Client>,
 }
 
+impl Debros {
+    /// The nodes.
+    pub(in crate::bench) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
 #[async_trait]
 impl System for Debros {
     fn name(&self) -> &'static str {
-        OURS
+        self.name
     }
 
     fn pids(&self) -> Vec<u32> {

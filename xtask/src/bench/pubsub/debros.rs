@@ -11,7 +11,7 @@ use debros_sdk::{
 };
 
 use super::{Member, Messaging, NODES, Receiver};
-use crate::bench::{OURS, System, our_cluster};
+use crate::bench::{Build, System};
 use crate::cluster::Cluster;
 use crate::membership;
 
@@ -20,19 +20,27 @@ const APPLICATION: &str = "bench";
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts a cluster on an empty folder.
-pub(super) async fn start() -> Result<Debros> {
-    Ok(Debros { cluster: our_cluster(NODES, |_| ()).await? })
+pub(in crate::bench) async fn start(build: &Build) -> Result<Debros> {
+    Ok(Debros { name: build.name, cluster: build.cluster(NODES, |_| ()).await? })
 }
 
 /// A cluster of node processes.
-pub(super) struct Debros {
+pub(in crate::bench) struct Debros {
+    name: &'static str,
     cluster: Cluster,
+}
+
+impl Debros {
+    /// The nodes.
+    pub(in crate::bench) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
 }
 
 #[async_trait]
 impl System for Debros {
     fn name(&self) -> &'static str {
-        OURS
+        self.name
     }
 
     fn pids(&self) -> Vec<u32> {

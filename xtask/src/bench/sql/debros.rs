@@ -7,7 +7,7 @@ use debros_sdk::{Client, Consistency, Database, Parameters, ReadOptions, RemoteD
 use super::{READ_ROWS, SqlSystem, TRANSACTION_ROWS, VALUE_BYTES, Work};
 use crate::bench::load::Session;
 use crate::bench::turns::Does;
-use crate::bench::{CONNECTIONS_MAX, OURS, System, our_cluster};
+use crate::bench::{Build, CONNECTIONS_MAX, System};
 use crate::cluster::Cluster;
 use crate::membership;
 
@@ -22,8 +22,8 @@ const FILL: &str = "INSERT INTO known (id, value) VALUES (?, ?)";
 const READ: &str = "SELECT value FROM known WHERE id = ?";
 
 /// Starts a cluster on an empty folder and writes what reads read.
-pub(super) async fn start() -> Result<Debros> {
-    let cluster = our_cluster(NODES, |_| ()).await?;
+pub(in crate::bench) async fn start(build: &Build) -> Result<Debros> {
+    let cluster = build.cluster(NODES, |_| ()).await?;
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
         clients.push(membership::client(&cluster, APPLICATION).await?);
@@ -34,20 +34,28 @@ pub(super) async fn start() -> Result<Debros> {
     }
     let fill = |row| Statement::new(FILL, [Value::Integer(i64::from(row)), value()]);
     database.transaction((0..READ_ROWS).map(fill).collect()).await?;
-    Ok(Debros { cluster, clients, killed: None })
+    Ok(Debros { name: build.name, cluster, clients, killed: None })
 }
 
 /// A cluster of node processes and its clients.
-pub(super) struct Debros {
+pub(in crate::bench) struct Debros {
+    name: &'static str,
     cluster: Cluster,
     clients: Vec<Client>,
     killed: Option<usize>,
 }
 
+impl Debros {
+    /// The nodes.
+    pub(in crate::bench) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
 #[async_trait]
 impl System for Debros {
     fn name(&self) -> &'static str {
-        OURS
+        self.name
     }
 
     fn pids(&self) -> Vec<u32> {
