@@ -2,6 +2,7 @@
 //! step cost it; what is done to the cluster is a module of its own.
 
 mod load;
+mod operated;
 mod plain;
 mod stage;
 
@@ -11,6 +12,8 @@ use clap::Subcommand;
 /// What is proven on a real Kubernetes.
 #[derive(Subcommand)]
 pub(crate) enum EndToEnd {
+    /// The operator and a cluster by the README's two lines on the local cluster, and then all that is done to clusters, under load.
+    K8s(operated::OperatedOptions),
     /// Three nodes as a plain StatefulSet on the local cluster: a pod deleted, a machine frozen, all pods at once, under load.
     Plain(plain::PlainOptions),
     /// The load: runs in a pod.
@@ -21,6 +24,7 @@ pub(crate) enum EndToEnd {
 /// Runs one of them.
 pub(crate) fn run(command: &EndToEnd) -> Result<()> {
     match command {
+        EndToEnd::K8s(options) => operated::run(options),
         EndToEnd::Plain(options) => plain::run(options),
         EndToEnd::Load(options) => load::run(options),
     }

@@ -23,6 +23,7 @@ pub(crate) const USER: u64 = 65532;
 const DEFAULT_HOST: &str = "docker.io";
 /// Where a node keeps its data; in a cluster a volume is mounted there.
 const DATA_FOLDER: &str = "var/lib/debros";
+const PREFIX: &str = "debros";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The operator's crate is not in every checkout.
 const OPERATOR_PACKAGE: &str = "operator";
@@ -34,11 +35,18 @@ pub(crate) struct ImageOptions {
     #[arg(long, default_value = VERSION)]
     tag: String,
     /// The first part of the images' names: `PREFIX/node:TAG`, `PREFIX/operator:TAG`.
-    #[arg(long, default_value = "debros")]
+    #[arg(long, default_value = PREFIX)]
     prefix: String,
     /// Without optimisation: faster to build, slower to run.
     #[arg(long)]
     debug: bool,
+}
+
+impl ImageOptions {
+    /// Images of the usual names under this tag.
+    pub(crate) fn tagged(tag: &str, debug: bool) -> Self {
+        Self { tag: tag.to_owned(), prefix: PREFIX.to_owned(), debug }
+    }
 }
 
 /// An image as it should be.
