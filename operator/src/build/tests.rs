@@ -172,6 +172,7 @@ fn what_needs_no_restart_makes_no_revision() {
         ),
         "what is logged"
     );
+    assert_eq!(revisions(&louder, None), base, "what is logged, where nothing was said of it before");
     changed.spec.image = "debros/node:0.2.0".to_owned();
     assert_ne!(revisions(&changed, None), base, "the image");
     changed.spec.image = smallest().spec.image;

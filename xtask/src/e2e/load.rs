@@ -25,6 +25,8 @@ const KEYS: u32 = 500;
 /// The cluster may be young, and a step may take all of it away for a while.
 const CONNECT_ATTEMPTS: u32 = 30;
 const OPERATION_WITHIN: Duration = Duration::from_secs(60);
+/// What an earlier load on the same cluster has left is in nobody's books.
+const DROP: &str = "DROP TABLE IF EXISTS written";
 /// Rows of an answer: far below what a message may have.
 const PAGE_ROWS: i64 = 5_000;
 const PAGE: &str = "SELECT rowid, writer, number FROM written WHERE rowid > ? ORDER BY rowid LIMIT ?";
@@ -94,7 +96,9 @@ pub(super) fn now_ms() -> Result<u64> {
 
 async fn load(options: &LoadOptions) -> Result<()> {
     let client = connect(options).await?;
-    client.database().execute(TABLE, Parameters::default()).await.context("cannot create the table")?;
+    for sql in [DROP, TABLE] {
+        client.database().execute(sql, Parameters::default()).await.context("cannot create the table")?;
+    }
     let (rows, puts) = (Arc::new(RowBooks::default()), Arc::new(PutBooks::default()));
     fill(&client, &puts, KEYS).await?;
     let row_load = Load::start(&client, &rows, REST);
