@@ -61,7 +61,8 @@ fn option<T: FromStr>(arguments: &[String], name: &str, default: T) -> Result<T,
 fn scale_one(arguments: &[String]) -> Result<(), String> {
     let nodes = option(arguments, "--nodes", 3)?;
     let under_way = option(arguments, "--under-way", 1)?;
-    alone(move || scale::run(nodes, under_way))
+    let turn_milliseconds = option(arguments, "--turn-milliseconds", 10_000)?;
+    alone(move || scale::run(nodes, scale::Load { under_way, turn_milliseconds }))
 }
 
 fn bug(arguments: &[String]) -> Result<Option<Bug>, String> {
