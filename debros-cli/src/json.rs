@@ -390,6 +390,8 @@ mod tests {
             }),
             activity: vec![],
             disk_free: 1024,
+            belongs_to: String::new(),
+            begins_anew: false,
         };
         let golden = concat!(
             r#"{"cluster_id":"00","connected":false,"database_size":4096,"disk_free_bytes":1024,"epoch":5,"groups":[],"#,

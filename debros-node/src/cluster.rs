@@ -12,6 +12,7 @@ mod membership_file;
 mod metrics;
 mod placement;
 mod reconcile;
+mod removal;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub use membership_file::{Membership, read as read_membership};
 pub use metrics::register_cluster;
 pub use placement::Liveness;
 pub use reconcile::{ReconcileOptions, Reconciler};
+pub use removal::{Removal, former, set_aside};
 
 /// A write of the map is given up after this much time without a leader.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);

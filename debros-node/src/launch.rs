@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocking::Blocking;
 use crate::clock::Clock;
-use crate::cluster::ReconcileOptions;
+use crate::cluster::{self, ReconcileOptions};
 use crate::http::admin::AdminParts;
 use crate::http::{self, Listen, ListenError, TlsFiles};
 use crate::kv::{KvOptions, StoreOptions};
@@ -120,10 +120,11 @@ pub async fn launch_under(
     clock: Clock,
     adjust: impl FnOnce(&mut Settings),
 ) -> Result<Launched, LaunchError> {
-    let locks = [
-        lock_folder("node.data_dir", &config.node.data_dir)?,
-        lock_folder("storage.data_dir", &config.storage_dir())?,
-    ];
+    let data = lock_folder("node.data_dir", &config.node.data_dir)?;
+    if config.cluster.rejoin {
+        begin_anew(config)?;
+    }
+    let locks = [data, lock_folder("storage.data_dir", &config.storage_dir())?];
     let keypair = identity::load_or_create(&config.node.data_dir)?;
     let secret = config.security.cluster_secret_file.as_deref().map(ClusterSecret::from_file).transpose()?;
     let mut settings = settings(config)?;
@@ -202,6 +203,28 @@ impl Launched {
     }
 }
 
+/// Sets aside what a node that was removed held. The data folder comes last, since it has the note.
+fn begin_anew(config: &Config) -> Result<(), LaunchError> {
+    let data = &config.node.data_dir;
+    let unusable =
+        |key, folder: &Path, source| LaunchError::Folder { key, folder: folder.to_owned(), source };
+    let Some(former) = cluster::former(data).map_err(|error| unusable("node.data_dir", data, error))? else {
+        return Ok(());
+    };
+    let others = [("database.data_dir", config.database_dir()), ("storage.data_dir", config.storage_dir())];
+    for (key, folder) in others.iter().filter(|(_, folder)| !folder.starts_with(data)) {
+        let _lock = lock_folder(key, folder)?;
+        cluster::set_aside(folder, &former).map_err(|error| unusable(key, folder, error))?;
+    }
+    let aside = cluster::set_aside(data, &former).map_err(|error| unusable("node.data_dir", data, error))?;
+    tracing::warn!(
+        former,
+        folder = %aside.display(),
+        "this node was removed from its cluster: what it held is set aside, and it joins anew"
+    );
+    Ok(())
+}
+
 fn lock_folder(key: &'static str, folder: &Path) -> Result<File, LaunchError> {
     let failed = |source| LaunchError::Folder { key, folder: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
@@ -245,8 +268,10 @@ fn settings(config: &Config) -> Result<Settings, LaunchError> {
         max_database_bytes: config.database.max_database_size.bytes(),
         may_initialise: config.may_initialise(),
         pinned,
+        rejoin: config.cluster.rejoin,
         raft: RaftOptions::default(),
         reconcile: ReconcileOptions {
+            lost_after: config.cluster.lost_after.as_duration(),
             storage_replicas: u32::from(config.database.replication_factor),
             ..Default::default()
         },
@@ -291,6 +316,14 @@ mod tests {
         assert_eq!(settings.kv.store.map_bytes, 100_000_000);
         assert_eq!(settings.kv.tombstone_life, Duration::from_secs(2 * 3600));
         assert_eq!(settings.kv.repair_interval, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn how_long_a_member_may_be_away_reaches_who_decides() {
+        let config = Config::from_yaml("cluster: { lost_after: 90s }").expect("a configuration").config;
+        assert_eq!(settings(&config).expect("settings").reconcile.lost_after, Duration::from_secs(90));
+        let own = crate::cluster::ReconcileOptions::default().lost_after;
+        assert_eq!(settings(&Config::default()).expect("settings").reconcile.lost_after, own);
     }
 
     #[test]

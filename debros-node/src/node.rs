@@ -27,7 +27,7 @@ use tonic::service::Routes;
 
 use crate::blocking::Blocking;
 use crate::clock::Clock;
-use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions};
+use crate::cluster::{self, Cluster, EnterError, Entry, Identity, ReconcileOptions, Removal};
 use crate::http::HttpMetrics;
 use crate::kv::{self, IsMember, KvMetrics, KvOptions, KvSlot, ReplicaService, Store, StoreError};
 use crate::metrics::Bounds;
@@ -89,6 +89,8 @@ pub struct Settings {
     pub may_initialise: bool,
     /// The only cluster it may belong to.
     pub pinned: Option<ClusterId>,
+    /// A node that was removed begins anew when it is started again.
+    pub rejoin: bool,
     /// What a database may grow to; 0 is no limit.
     pub max_database_bytes: u64,
     /// The timing of Raft.
@@ -226,6 +228,7 @@ impl Node {
         let on_found = metrics::register_discovery(&mut registry);
         let discovery = core.discover(&settings, &rpc_metrics, on_found);
         let (initialise_asked, asked) = watch::channel(false);
+        let removal = Removal::new(settings.data_folder.clone(), core.blocking.clone());
         let service = ClusterService::new(ClusterParts {
             cluster: core.cluster.clone(),
             groups: core.groups.clone(),
@@ -242,10 +245,12 @@ impl Node {
             started: Instant::now(),
             kv: core.kv.clone(),
             initialise_asked,
-            may_be_asked_to_initialise: known.is_none() && settings.pinned.is_none(),
+            belongs_to: known.map(|known| known.cluster_id).or(settings.pinned),
+            removal: removal.clone(),
+            rejoin: settings.rejoin,
         });
         let servers = core.serve(incoming, &service, &discovery, rpc_metrics, &bounds);
-        let entered = core.run(settings, &discovery, asked);
+        let entered = core.run(settings, &discovery, asked, removal);
         core.tracker.spawn(service.clone().leave_when_told(core.stop.clone()));
         let registry = Arc::new(registry);
         Ok(Self { core, registry, http_metrics, discovery, service, entered, servers })
@@ -428,6 +433,7 @@ impl Core {
         settings: Settings,
         discovery: &Discovery,
         initialise_asked: watch::Receiver<bool>,
+        removal: Removal,
     ) -> watch::Receiver<Option<Arc<EnterError>>> {
         let identity = Identity {
             peer: self.network.local_peer(),
@@ -455,6 +461,7 @@ impl Core {
             pubsub: self.pubsub.clone(),
             channels: self.channels.clone(),
             bootstrap: settings.bootstrap.clone(),
+            removal,
         };
         tracker.spawn(standing.run(stop.clone()));
         tracker.spawn(self.members.clone().run(self.channels.clone(), settings.bootstrap, stop.clone()));

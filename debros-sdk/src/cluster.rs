@@ -1,5 +1,7 @@
 //! Members of the cluster, planned leave and one-time initialisation, as an operator sees them.
 
+mod node;
+
 use std::time::Duration;
 
 use debros_proto::v1;
@@ -11,6 +13,8 @@ use crate::rpc;
 
 /// Replicas are copied before a member may go: an operation's usual timeout is too short for that.
 pub const LEAVE_TIMEOUT_MIN: Duration = Duration::from_secs(60);
+
+pub use node::ClusterNode;
 
 /// A cluster's membership.
 #[derive(Clone)]
@@ -99,10 +103,7 @@ impl Cluster {
     pub async fn members(&self) -> Result<Members, Error> {
         let shared = self.client.shared();
         let answer = shared.call(&shared.plan_any(), &v1::MembersRequest::default(), rpc::members).await;
-        let response = answer.map_err(Failed::into_read_error)?.value;
-        let mut members: Vec<Member> = response.members.into_iter().map(Member::from).collect();
-        members.sort_by_key(|member| member.node_id);
-        Ok(Members { cluster_id: response.cluster_id, epoch: response.epoch, members })
+        Ok(answer.map_err(Failed::into_read_error)?.value.into())
     }
 
     /// Lets a member leave: its replicas move away before this returns, for which it waits at least
@@ -167,6 +168,15 @@ impl Cluster {
         let answer = shared.call(&shared.plan_about_connected_node()?, &request, rpc::log_level).await;
         let v1::LogLevelResponse { level, before } = answer.map_err(Failed::into_read_error)?.value;
         Ok(LogLevel { level, before })
+    }
+}
+
+impl From<v1::MembersResponse> for Members {
+    fn from(response: v1::MembersResponse) -> Self {
+        let v1::MembersResponse { cluster_id, epoch, members } = response;
+        let mut members: Vec<Member> = members.into_iter().map(Member::from).collect();
+        members.sort_by_key(|member| member.node_id);
+        Self { cluster_id, epoch, members }
     }
 }
 

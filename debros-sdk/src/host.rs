@@ -16,6 +16,14 @@ pub(crate) struct HostSettings {
     pub(crate) identity_folder: Option<PathBuf>,
 }
 
+/// A new identity, as the bytes of the file `identity.key` of an identity's folder: for whoever keeps the identity of
+/// a client elsewhere, and puts the file there, mode 0600, before [`ClientBuilder::identity_folder`] names the folder.
+///
+/// [`ClientBuilder::identity_folder`]: crate::ClientBuilder::identity_folder
+pub fn mint_identity() -> Vec<u8> {
+    identity::mint()
+}
+
 /// Starts the host.
 pub(crate) async fn start(settings: &HostSettings) -> Result<Arc<dyn Network>, Error> {
     let keypair = match &settings.identity_folder {

@@ -118,9 +118,10 @@ pub use builder::{
     ATTEMPTS_DEFAULT, CONNECT_TIMEOUT_DEFAULT, ClientBuilder, OPERATION_TIMEOUT_MAX, RETRY_DELAY_DEFAULT,
 };
 pub use client::{Client, ConnectedNode, CreateOptions, DatabaseInfo};
-pub use cluster::{Cluster, LEAVE_TIMEOUT_MIN, LogLevel, Member, MemberState, Members};
+pub use cluster::{Cluster, ClusterNode, LEAVE_TIMEOUT_MIN, LogLevel, Member, MemberState, Members};
 pub use database::{Consistency, Database, ReadOptions, RemoteDatabase};
 pub use error::{Error, ErrorKind};
+pub use host::mint_identity;
 pub use network_info::{
     GroupInfo, Health, HealthCheck, HealthStatus, NetworkInfo, NetworkStatus, PeerInfo, RemoteNetwork,
     StorageInfo,

@@ -244,6 +244,8 @@ impl NetworkInfo for MemoryNetwork {
             storage: None,
             activity: Vec::new(),
             disk_free: 0,
+            belongs_to: String::new(),
+            begins_anew: false,
             warnings: vec!["in memory: nothing is kept or replicated".to_owned()],
         })
     }

@@ -106,6 +106,10 @@ pub struct NetworkStatus {
     pub activity: Vec<EngineActivity>,
     /// Bytes free on the fullest of its disks.
     pub disk_free: u64,
+    /// The cluster that its data folder or its configuration names, which it may not have joined yet; empty for none.
+    pub belongs_to: String,
+    /// It was removed from its cluster, and joins as another node once it is started again.
+    pub begins_anew: bool,
 }
 
 /// The key-value storage on a node, and how far a change of its layout is.
@@ -406,6 +410,8 @@ impl From<v1::StatusResponse> for NetworkStatus {
             storage,
             activity,
             disk_free_bytes,
+            belongs_to,
+            begins_anew,
         } = status;
         Self {
             node_id: peer_id,
@@ -424,6 +430,8 @@ impl From<v1::StatusResponse> for NetworkStatus {
             storage: storage.map(StorageInfo::from),
             activity: activity.into_iter().map(EngineActivity::from).collect(),
             disk_free: disk_free_bytes,
+            belongs_to,
+            begins_anew,
         }
     }
 }

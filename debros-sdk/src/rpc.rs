@@ -137,6 +137,7 @@ calls! {
     cluster: disconnect_peer(DisconnectPeerRequest) -> DisconnectPeerResponse;
     cluster: leave(LeaveRequest) -> LeaveResponse;
     cluster: initialise(InitialiseRequest) -> InitialiseResponse;
+    cluster: hand_over(HandOverRequest) -> HandOverResponse;
     cluster: log_level(LogLevelRequest) -> LogLevelResponse;
     pubsub: topics(TopicsRequest) -> TopicsResponse;
     pubsub: present(PresentRequest) -> PresentResponse;

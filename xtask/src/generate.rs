@@ -10,7 +10,7 @@ use debros_config::{Effect, KEYS, KeyDoc};
 
 use crate::rules::Tempo;
 use crate::slo::Slo;
-use crate::{dashboards, rules, steps};
+use crate::{charts, dashboards, rules, steps};
 
 /// A file as it should be.
 struct Generated {
@@ -24,11 +24,16 @@ fn generated() -> Result<Vec<Generated>> {
     let slo = Slo::read(&steps::workspace_root())?;
     let mut all = vec![
         ("docs/configuration.md".to_owned(), configuration_document()),
+        (charts::DEFINITION_PATH.to_owned(), charts::definition()),
+        (charts::CLUSTER_SCHEMA_PATH.to_owned(), charts::cluster_schema()),
+        (charts::OPERATOR_SCHEMA_PATH.to_owned(), charts::operator_schema()),
         (rules::RULES_PATH.to_owned(), rules::rules_file(&slo, Tempo::REAL)?),
         (rules::ALERTS_PATH.to_owned(), rules::alerts_file(&slo, Tempo::REAL)?),
     ];
     all.extend(rules::test_files(&slo)?);
     all.extend(dashboards::files(&slo)?);
+    all.extend(charts::copies(&all));
+    all.push((charts::DASHBOARD_PATH.to_owned(), dashboards::of_operator(&slo)?));
     Ok(all.into_iter().map(|(path, text)| Generated { path, text }).collect())
 }
 

@@ -18,6 +18,7 @@ mod machine;
 mod namespaces;
 mod network;
 mod node;
+mod operator;
 mod packages;
 mod process;
 mod state;
@@ -36,6 +37,7 @@ use clap::{Args, Subcommand};
 use crate::steps;
 use access::Access;
 use layout::{DEFAULT_NAME, Layout};
+pub(crate) use operator::try_shortly as try_operator;
 
 /// A real Kubernetes on this machine.
 #[derive(Subcommand)]
@@ -58,6 +60,8 @@ pub(crate) enum Kubernetes {
     Helm(ToolOptions),
     /// Run any command in the cluster's network, with its kubeconfig: `cargo xtask k8s enter -- curl ...`.
     Enter(enter::EnterOptions),
+    /// Try the operator on a real API server that is made for it: every rule's message, the crash sweep, a hundred clusters. No root.
+    Operator(operator::OperatorOptions),
     /// Give the images that `cargo xtask image` wrote to all nodes, again.
     Load {
         #[command(flatten)]
@@ -110,6 +114,7 @@ pub(crate) fn run(command: &Kubernetes) -> Result<()> {
         // Much of what helm does needs no cluster: `helm lint`, `helm template`.
         Kubernetes::Helm(options) => options.run(&Access::open_or_nowhere(&options.layout()?)?, Access::helm),
         Kubernetes::Enter(options) => enter::run(options),
+        Kubernetes::Operator(options) => operator::run(options),
         Kubernetes::Load { named, images } => load::run(&named.layout()?, images),
         Kubernetes::Fault(fault) => fault::run(fault),
         Kubernetes::Tools { refresh } => tools::run(*refresh),

@@ -2,6 +2,7 @@
 //! parses the command line and hands over.
 
 mod bench;
+mod charts;
 mod ci;
 mod cluster;
 mod crash;

@@ -23,6 +23,8 @@ const REPAIR_INTERVAL_MIN: Interval = Interval::from_milliseconds(100);
 const DISCOVERY_INTERVAL_MIN: Interval = Interval::from_milliseconds(100);
 /// Below this nearly every request is slow, and nothing is sampled any more.
 const SLOW_THRESHOLD_MIN: Interval = Interval::from_milliseconds(1);
+/// A restart and an election take seconds, and are no reason to copy a node's replicas.
+const LOST_AFTER_MIN: Interval = Interval::from_seconds(10);
 /// A backup copies a whole database.
 const BACKUP_INTERVAL_MIN: Interval = Interval::from_seconds(10);
 /// One file descriptor each; the usual ceiling of a process.
@@ -273,6 +275,20 @@ pub const KEYS: &[KeyDoc] = &[
         Kind::ClusterId,
         "",
         "The only cluster this node belongs to; without it, the one it joins first.",
+    ),
+    key(
+        "cluster.lost_after",
+        Kind::Duration { min: LOST_AFTER_MIN },
+        "5m",
+        "A member that has been out of reach for so long counts as gone for good: its votes and replicas move to \
+         others. The member that leads the cluster decides: give all nodes the same.",
+    ),
+    key(
+        "cluster.rejoin",
+        Kind::Boolean,
+        "false",
+        "Whether a node that was removed from its cluster sets what it held aside when it is started again, in a folder \
+         `left-ID` of its data folder, and joins anew. Without it such a node stays out until its data folder is emptied.",
     ),
 ];
 

@@ -284,11 +284,21 @@ impl Default for Tracing {
 }
 
 /// The section `cluster`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cluster {
     /// The only cluster this node belongs to: 32 hexadecimal digits. `None` is whichever it joins first.
     pub id: Option<String>,
+    /// A member out of reach for longer counts as gone for good: its votes and replicas move to others.
+    pub lost_after: Interval,
+    /// A node that was removed from its cluster sets its data aside when it is started again, and joins anew.
+    pub rejoin: bool,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { id: None, lost_after: Interval::from_seconds(300), rejoin: false }
+    }
 }
 
 impl Config {

@@ -88,15 +88,20 @@ fn load(path: &Path) -> Result<Keypair, IdentityError> {
     Keypair::from_protobuf_encoding(key).map_err(|_| corrupt("it holds no usable key"))
 }
 
+/// The bytes of a new identity's file, for whoever keeps them elsewhere than in a folder.
+pub fn mint() -> Vec<u8> {
+    let key = Keypair::generate_ed25519().to_protobuf_encoding().expect("an Ed25519 key can be encoded");
+    [MARK.as_slice(), &key, &digest(&key)].concat()
+}
+
 fn create(folder: &Path, path: &Path) -> Result<(), IdentityError> {
     let failed = |source| IdentityError::Io { action: "create", path: path.to_owned(), source };
     fs::create_dir_all(folder).map_err(failed)?;
-    let key = Keypair::generate_ed25519().to_protobuf_encoding().expect("an Ed25519 key can be encoded");
     let draft = folder.join(format!("{IDENTITY_FILE}.{:016x}", rand::random::<u64>()));
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(failed)?;
     let written = file
-        .write_all(&[MARK.as_slice(), &key, &digest(&key)].concat())
+        .write_all(&mint())
         .and_then(|()| file.sync_all())
         // A link fails where the name exists, a rename would replace what another process minted.
         .and_then(|()| match fs::hard_link(&draft, path) {

@@ -61,6 +61,7 @@ has_header!(
     DisconnectPeerRequest,
     LeaveRequest,
     InitialiseRequest,
+    HandOverRequest,
     LogLevelRequest,
     JoinRequest,
     ProposeRequest,

@@ -77,6 +77,8 @@ fn answer(id: u64, seconds: u64, leader: u64, away: Option<u64>) -> NodeAnswer {
         storage: None,
         activity: vec![database],
         disk_free: 40 << 30,
+        belongs_to: String::new(),
+        begins_anew: false,
     };
     let quorum = HealthCheck {
         status: Health::Degraded,

@@ -267,6 +267,9 @@ impl From<v1::StatusResponse> for StatusBody {
             // `/metrics` has it, with more.
             activity: _,
             disk_free_bytes,
+            // Of use where the node is no member, to whoever decides about it.
+            belongs_to: _,
+            begins_anew: _,
         } = status;
         Self {
             peer_id,

@@ -92,6 +92,15 @@ impl Cluster for Service {
             .await
     }
 
+    async fn hand_over(
+        &self,
+        request: Request<v1::HandOverRequest>,
+    ) -> Result<Response<v1::HandOverResponse>, Status> {
+        let (principal, request) = (principal(&request)?, request.into_inner());
+        let answer = self.cluster.hand_over_leaderships(&principal, &request);
+        self.metrics.measure("HandOver", &Asker::of(&request), answer).await
+    }
+
     async fn log_level(
         &self,
         request: Request<v1::LogLevelRequest>,

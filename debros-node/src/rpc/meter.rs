@@ -35,6 +35,7 @@ const METHODS: [(&str, &[&str]); 5] = [
             "DisconnectPeer",
             "Leave",
             "Initialise",
+            "HandOver",
             "LogLevel",
         ],
     ),

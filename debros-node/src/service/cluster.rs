@@ -3,10 +3,11 @@
 mod leaving;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use debros_net::grpc::Channels;
 use debros_net::{Multiaddr, PeerId};
-use debros_proto::{ErrorCode, Failure, HasHeader, VERSION, v1};
+use debros_proto::{ClusterId, ErrorCode, Failure, HasHeader, VERSION, v1};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ use super::membership::ClusterSlot;
 use super::prober::Prober;
 use super::replicas::Replicas;
 use crate::clock::Clock;
-use crate::cluster::{Cluster, Registration};
+use crate::cluster::{Cluster, Registration, Removal};
 use crate::kv::KvSlot;
 use crate::raft::{Group, Groups};
 use crate::sql;
@@ -27,6 +28,9 @@ use crate::sql;
 pub struct ClusterService {
     parts: std::sync::Arc<Parts>,
 }
+
+/// Leaderships are handed over within this time, so that the caller still hears of it.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Gives what each engine has answered since the node started.
 pub type Activity = std::sync::Arc<dyn Fn() -> Vec<v1::EngineActivity> + Send + Sync>;
@@ -63,8 +67,13 @@ pub struct Parts {
     pub initialise_asked: watch::Sender<bool>,
     /// The key-value storage, once there is one.
     pub kv: KvSlot,
-    /// The data folder and the configuration name no cluster.
-    pub may_be_asked_to_initialise: bool,
+    /// The cluster that the data folder or the configuration names; `None` for a node that belongs nowhere, and may be
+    /// asked to initialise one.
+    pub belongs_to: Option<ClusterId>,
+    /// Whether this node was removed.
+    pub removal: Removal,
+    /// A node that was removed begins anew when it is started again.
+    pub rejoin: bool,
 }
 
 impl ClusterService {
@@ -108,7 +117,15 @@ impl ClusterService {
             storage: parts.kv.get().ok().map(|kv| kv.status()),
             activity: (parts.activity)(),
             disk_free_bytes: parts.disk.free_bytes(),
+            belongs_to: self.belongs_to(),
+            begins_anew: parts.rejoin && parts.removal.is_noted(),
         }
+    }
+
+    /// The cluster of this node, joined or not; empty for none.
+    fn belongs_to(&self) -> String {
+        let joined = self.parts.cluster.get().ok().map(|cluster| cluster.id());
+        joined.or(self.parts.belongs_to).map(|id| id.to_string()).unwrap_or_default()
     }
 
     /// The peers that this node knows.
@@ -259,7 +276,7 @@ impl ClusterService {
             let message = format!("this node already belongs to cluster {}", cluster.id());
             return Err(Failure::new(ErrorCode::AlreadyExists, message));
         }
-        if !self.parts.may_be_asked_to_initialise {
+        if self.parts.belongs_to.is_some() {
             return Err(Failure::new(
                 ErrorCode::AlreadyExists,
                 "this node belongs, or is pinned, to a cluster already and is about to join it",
@@ -274,6 +291,22 @@ impl ClusterService {
             )
         })?;
         Ok(v1::InitialiseResponse { cluster_id: cluster.id().to_string() })
+    }
+
+    /// Hands over every leadership of this node that another voter can take, as it does when it stops.
+    ///
+    /// # Errors
+    /// When the request is not authorised. What could not be handed over in time is counted in the answer.
+    pub async fn hand_over_leaderships(
+        &self,
+        principal: &Principal,
+        request: &v1::HandOverRequest,
+    ) -> Result<v1::HandOverResponse, Failure> {
+        let authorised = authorise(principal, Action::Operate, request.header())?;
+        let left = authorised.deadline.saturating_duration_since(Instant::now());
+        self.parts.groups.hand_over(left.min(HAND_OVER_TIMEOUT)).await;
+        let led = self.parts.groups.all().into_iter().filter(Group::is_leader).count();
+        Ok(v1::HandOverResponse { still_led: u32::try_from(led).unwrap_or(u32::MAX) })
     }
 
     /// Admits a node to the cluster.

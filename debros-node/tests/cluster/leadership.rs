@@ -10,7 +10,7 @@ use debros_sdk::{Client, Database, params};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::support::{Cluster, eventually, holds, table, write};
+use crate::support::{Cluster, DEADLINE, address_of, eventually, holds, table, write};
 
 /// A write that waits longer than this for a leader that was shut down, and so has handed over, is
 /// one too many, even on a busy machine.
@@ -56,6 +56,23 @@ impl Writer {
         let longest = self.work.await.expect("every write was acknowledged");
         (self.acknowledged.load(Ordering::Relaxed), longest)
     }
+}
+
+/// As an operator does it before a node is stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_hands_over_what_it_leads_when_it_is_asked_to() {
+    let cluster = Cluster::of(3).await;
+    let client = cluster.client_of_all("app").await;
+    table(&client).await;
+    let leader = cluster.leader(&client).await;
+    let node = client.cluster().node_at(&address_of(cluster.node(leader)), DEADLINE).await.unwrap();
+    assert_eq!(node.peer_id(), cluster.node(leader).node.peer_id().to_string());
+    assert_eq!(node.hand_over().await.unwrap(), 0);
+    let groups = node.status(DEADLINE).await.unwrap().groups;
+    assert!(groups.len() >= 2 && groups.iter().all(|group| group.role != "leader"), "{groups:?}");
+    write(&client, 1).await;
+    client.close().await;
+    cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

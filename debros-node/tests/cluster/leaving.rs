@@ -7,7 +7,7 @@ use debros_proto::NodeId;
 use debros_sdk::{Client, CreateOptions, Database, params};
 use tokio::time::timeout;
 
-use crate::support::{Cluster, eventually, expect, holds, table, write};
+use crate::support::{Cluster, address_of, eventually, expect, holds, table, write};
 
 /// A leave of a node without much data is over long before the wait for a lost answer would be.
 const SOON: Duration = Duration::from_secs(8);
@@ -48,6 +48,36 @@ async fn the_only_voter_leaves_and_is_stopped_at_once() {
     client.cluster().leave(Some(id)).await.unwrap();
     needed_by_nobody(&cluster, 0).await;
     cluster.stop(0).await;
+    serves_on_without(id, cluster, client).await;
+}
+
+/// As a pod does that is asked for again, and finds its former volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_left_comes_back_as_another_one_where_it_may() {
+    let mut cluster = Cluster::of(4).await;
+    let client = cluster.client(0, "app").await;
+    table(&client).await;
+    write(&client, 1).await;
+    let (id, address) = (cluster.id(3).await, address_of(cluster.node(3)));
+    cluster.config(3).cluster.rejoin = true;
+    cluster.stop(3).await;
+    cluster.start(3).await.unwrap();
+    cluster.formed().await;
+    assert_eq!(cluster.id(3).await, id, "who was not removed stays who it was");
+    client.cluster().leave(Some(id)).await.unwrap();
+    eventually("it knows that it has left", async || {
+        expect(cluster.node(3).node.cluster_service().node_status().begins_anew, &true)
+    })
+    .await;
+    cluster.stop(3).await;
+    cluster.start(3).await.unwrap();
+    cluster.formed().await;
+    let next = cluster.id(3).await;
+    assert!(next > id, "{next} is a new number");
+    assert_ne!(address_of(cluster.node(3)).rsplit('/').next(), address.rsplit('/').next(), "a new identity");
+    assert!(!cluster.node(3).node.cluster_service().node_status().begins_anew);
+    let kept = cluster.config(3).node.data_dir.join(format!("left-{id}"));
+    assert!(kept.join("identity.key").exists() && kept.join("database").exists(), "{}", kept.display());
     serves_on_without(id, cluster, client).await;
 }
 

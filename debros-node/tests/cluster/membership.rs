@@ -211,7 +211,10 @@ async fn an_operator_initialises_a_cluster_of_waiting_nodes() {
     let not_yet = client.cluster().members().await.unwrap_err();
     assert_eq!(not_yet.kind(), ErrorKind::NotReady, "{not_yet}");
     assert!(not_yet.to_string().contains("this node has not joined a cluster yet"), "{not_yet}");
-    let id = client.cluster().initialise().await.unwrap();
+    let first = client.cluster().node_at(&address_of(&waiting[0]), DEADLINE).await.unwrap();
+    assert_eq!(first.status(DEADLINE).await.unwrap().belongs_to, "");
+    let id = first.initialise().await.unwrap();
+    assert_eq!(first.status(DEADLINE).await.unwrap().belongs_to, id);
     for node in &waiting {
         let joined = timeout(DEADLINE, node.node.joined()).await.unwrap();
         assert_eq!(joined.id().to_string(), id);

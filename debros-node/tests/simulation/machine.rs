@@ -365,6 +365,7 @@ impl Machine {
             replication_factor: 3,
             may_initialise: self.number == 0 && !self.board.0.borrow().formed,
             pinned: None,
+            rejoin: false,
             max_database_bytes: 0,
             raft: RaftOptions {
                 durable_after_entries: self.tuning.durable_after_entries,

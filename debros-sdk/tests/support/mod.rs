@@ -449,6 +449,12 @@ impl ClusterService for Service {
     ) -> Result<Response<v1::InitialiseResponse>, Status> {
         Err(Failure::new(ErrorCode::AlreadyExists, "a cluster exists").into())
     }
+    async fn hand_over(
+        &self,
+        _: Request<v1::HandOverRequest>,
+    ) -> Result<Response<v1::HandOverResponse>, Status> {
+        Err(Failure::new(ErrorCode::NotReady, "this process leads nothing").into())
+    }
     async fn log_level(
         &self,
         _: Request<v1::LogLevelRequest>,

@@ -151,6 +151,7 @@ prop_compose! {
         otlp_endpoint in option::of("https?://[a-z0-9.]{1,20}(:[0-9]{1,4})?(/[a-z?=#&]{0,9})?"),
         (millionths, slow) in (0..=1_000_000_u32, 1..=31_622_400_000_u64),
         id in option::of("[0-9a-f]{32}"),
+        (lost_after, rejoin) in (10_000..=31_622_400_000_u64, any::<bool>()),
     ) -> (Security, Logging, Admin, Tracing, Cluster) {
         let [auth_enabled, enable_tls, allow_insecure_listeners, json] = switches;
         let security = Security {
@@ -169,7 +170,8 @@ prop_compose! {
             sampling_ratio: Ratio::from_millionths(millionths),
             slow_threshold: Interval::from_milliseconds(slow),
         };
-        (security, logging, admin, tracing, Cluster { id })
+        let cluster = Cluster { id, lost_after: Interval::from_milliseconds(lost_after), rejoin };
+        (security, logging, admin, tracing, cluster)
     }
 }
 

@@ -216,6 +216,7 @@ impl ClusterService {
                     match left.await {
                         Ok(_) => {
                             tracing::info!("this node has left the cluster: it can be stopped");
+                            self.parts.removal.note(cluster.node(), true).await;
                             return;
                         }
                         Err(failure) => tracing::info!(%failure, "this node is leaving the cluster"),

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{ClusterSlot, ask_for_members, trusted};
-use crate::cluster::Cluster;
 use crate::cluster::map::NodeState;
+use crate::cluster::{Cluster, Removal};
 use crate::kv::KvSlot;
 use crate::pubsub::PubSubSlot;
 
@@ -38,6 +38,8 @@ pub struct Standing {
     pub channels: Channels,
     /// Those that the operator named.
     pub bootstrap: Vec<Multiaddr>,
+    /// Where it is noted.
+    pub removal: Removal,
 }
 
 impl Standing {
@@ -60,6 +62,9 @@ impl Standing {
                 }
                 // Where nobody can be asked, what was found last holds.
                 if removed || !silent {
+                    if told != removed {
+                        self.removal.note(cluster.node(), removed).await;
+                    }
                     told = removed;
                     self.kv.set_refused(removed.then(reason));
                     self.pubsub.set_refused(removed.then(reason));

@@ -1,0 +1,44 @@
+//! Sizes as Kubernetes writes them: `10Gi`, `500M`, `1e9`. Only as far as volumes need them.
+
+/// The bytes of a quantity, rounded up; `None` for what is none.
+pub fn bytes(text: &str) -> Option<u128> {
+    const SUFFIXES: [(&str, u128); 12] = [
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("Ti", 1 << 40),
+        ("Pi", 1 << 50),
+        ("Ei", 1 << 60),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+        ("P", 1_000_000_000_000_000),
+        ("E", 1_000_000_000_000_000_000),
+    ];
+    let text = text.trim();
+    let suffix = SUFFIXES.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)));
+    let (number, unit) = suffix.unwrap_or((text, 1));
+    if let Ok(whole) = number.parse::<u64>() {
+        return Some(u128::from(whole) * unit);
+    }
+    let number: f64 = number.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)?;
+    Some((number * unit as f64).ceil() as u128)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_read_as_kubernetes_reads_them() {
+        for (text, expected) in
+            [("10Gi", 10 << 30), ("0.5Gi", 1 << 29), ("500M", 500_000_000), ("1e9", 1_000_000_000), ("7", 7)]
+        {
+            assert_eq!(bytes(text), Some(expected), "{text}");
+        }
+        for text in ["", "Gi", "ten", "-1Gi", "10GB"] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+    }
+}
