@@ -325,15 +325,18 @@ impl Node {
         }
     }
 
-    /// Stops: refuses new requests, lets those under way end, hands over leaderships, stops the
+    /// Stops: hands over leaderships, refuses new requests, lets those under way end, stops the
     /// groups, flushes the log, closes the network. Each step has its own deadline.
     pub async fn shutdown(self) {
         let Self { core, discovery, servers, .. } = self;
+        // First: a leader that refuses requests and waits for those under way is one that nobody can write to.
+        core.groups.hand_over(HAND_OVER_TIMEOUT).await;
         servers.stop_clients.cancel();
         within(DRAIN_TIMEOUT, "requests under way", servers.clients).await;
         if let Ok(pubsub) = core.pubsub.get() {
             pubsub.say_goodbye().await;
         }
+        // What has come back since, from others that stop.
         core.groups.hand_over(HAND_OVER_TIMEOUT).await;
         core.stop.cancel();
         discovery.shutdown().await;
@@ -410,7 +413,7 @@ impl Core {
         let registers = Registers::new(self.databases.clone(), stop_clients.clone(), self.tracker.clone());
         bound_watches(bounds, &registers, &storage);
         let client_routes = Routes::new(rpc::database_service(self.databases.clone(), metrics.clone()))
-            .add_service(rpc::storage_service(storage, metrics.clone()))
+            .add_service(rpc::storage_service(storage, metrics.clone(), stop_clients.clone()))
             .add_service(rpc::pubsub_service(Messages::new(self.pubsub.clone()), metrics.clone()))
             .add_service(rpc::registers_service(registers.clone(), metrics.clone()))
             .add_service(rpc::cluster_service(service.clone(), metrics.clone()))

@@ -5,13 +5,13 @@
 //!
 //! The first round kills the leader, so that the shortest run has seen an election.
 
-mod check;
-mod load;
+pub(crate) mod check;
+pub(crate) mod load;
 mod storage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -122,7 +122,7 @@ async fn crash(layout: Layout, rounds: u32) -> Result<(Vec<Round>, Summary)> {
     client.database().execute(TABLE, Parameters::default()).await.context("cannot create the table")?;
     let mut stored = Stored::prepare(&cluster, APPLICATION).await?;
     let books = Arc::new(Books::default());
-    let load = Load::start(&client, &books);
+    let load = Load::start(&client, &books, Duration::ZERO);
     let mut told = Vec::new();
     for round in 1..=rounds {
         let round = strike(&mut cluster, &client, &books, &mut stored, round).await?;

@@ -86,8 +86,10 @@ async fn grow(layout: Layout, keys: u32) -> Result<()> {
     let copied_before = copied(&cluster, 0..NODES_BEFORE).await?;
     println!("{} entries at {NODES_BEFORE} nodes", loads.len() * keys as usize);
 
-    let puts: Vec<Puts> =
-        loads.iter().map(|load| Puts::start(std::slice::from_ref(&load.client), &load.books, keys)).collect();
+    let puts: Vec<Puts> = loads
+        .iter()
+        .map(|load| Puts::start(std::slice::from_ref(&load.client), &load.books, keys, Duration::ZERO))
+        .collect();
     for load in &loads {
         load.books.pace.more(PUTS_BEFORE).await?;
         load.books.pace.begin_round();

@@ -23,6 +23,7 @@ pub(crate) const USER: u64 = 65532;
 const DEFAULT_HOST: &str = "docker.io";
 /// Where a node keeps its data; in a cluster a volume is mounted there.
 const DATA_FOLDER: &str = "var/lib/debros";
+const PREFIX: &str = "debros";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The operator's crate is not in every checkout.
 const OPERATOR_PACKAGE: &str = "operator";
@@ -34,11 +35,18 @@ pub(crate) struct ImageOptions {
     #[arg(long, default_value = VERSION)]
     tag: String,
     /// The first part of the images' names: `PREFIX/node:TAG`, `PREFIX/operator:TAG`.
-    #[arg(long, default_value = "debros")]
+    #[arg(long, default_value = PREFIX)]
     prefix: String,
     /// Without optimisation: faster to build, slower to run.
     #[arg(long)]
     debug: bool,
+}
+
+impl ImageOptions {
+    /// Images of the usual names under this tag.
+    pub(crate) fn tagged(tag: &str, debug: bool) -> Self {
+        Self { tag: tag.to_owned(), prefix: PREFIX.to_owned(), debug }
+    }
 }
 
 /// An image as it should be.
@@ -141,20 +149,38 @@ fn build(images: &[&Image], debug: bool) -> Result<()> {
     run_program(cargo(&arguments))
 }
 
-/// The programs, without what only debuggers read.
+/// The programs of an image, and where a node's data is mounted.
 fn programs_layer(image: &Image, built: &Path) -> Result<Layer> {
-    let stripped = folder().join("stripped");
-    fs::create_dir_all(&stripped).with_context(|| format!("cannot create {}", stripped.display()))?;
     let mut layer = Layer::default();
     for (_, program) in image.package_programs {
-        let to = stripped.join(program);
-        let mut strip = Command::new("strip");
-        strip.arg("--strip-debug").arg("-o").arg(&to).arg(built.join(program));
-        run_program(strip).context("`strip` comes with binutils")?;
-        layer.add(&format!("usr/bin/{program}"), 0o755, Content::File(to));
+        layer.add(&format!("usr/bin/{program}"), 0o755, Content::File(stripped(&built.join(program))?));
     }
     layer.add_owned(DATA_FOLDER, 0o700, USER, Content::Folder);
     Ok(layer)
+}
+
+/// A program without what only debuggers read.
+fn stripped(program: &Path) -> Result<PathBuf> {
+    let folder = folder().join("stripped");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let to = folder.join(program.file_name().context("a program is a file")?);
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-debug").arg("-o").arg(&to).arg(program);
+    run_program(strip).context("`strip` comes with binutils")?;
+    Ok(to)
+}
+
+/// Writes an image of one program that is no part of the product, on the same base and as the same user.
+pub(crate) fn of_program(name: &str, program: &Path, file: &Path) -> Result<()> {
+    let base = base::layer()?;
+    let stripped = stripped(program)?;
+    let place = format!("usr/bin/{}", stripped.file_name().unwrap_or_default().to_string_lossy());
+    let mut layer = Layer::default();
+    layer.add(&place, 0o755, Content::File(stripped));
+    let settings =
+        Settings { entrypoint: vec![format!("/{place}")], user: Some(USER), ..Settings::default() };
+    oci::write(file, name, &[base.layer, layer], &settings)?;
+    Ok(())
 }
 
 fn settings(image: &Image, packages: &str) -> Result<Settings> {

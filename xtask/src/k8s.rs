@@ -35,9 +35,12 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::steps;
-use access::Access;
-use layout::{DEFAULT_NAME, Layout};
+pub(crate) use access::Access;
+pub(crate) use fault::freeze;
+pub(crate) use layout::{DEFAULT_NAME, Layout};
+pub(crate) use load::give as give_image;
 pub(crate) use operator::try_shortly as try_operator;
+pub(crate) use wait::{pause as wait_for, until as wait_until};
 
 /// A real Kubernetes on this machine.
 #[derive(Subcommand)]

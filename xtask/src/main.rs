@@ -9,6 +9,7 @@ mod crash;
 mod dashboards;
 mod debian;
 mod digest;
+mod e2e;
 mod generate;
 mod grow;
 mod image;
@@ -58,6 +59,9 @@ enum Command {
     /// A real Kubernetes on this machine: control plane, nodes, DNS, volumes and zones, from programs built here.
     #[command(subcommand)]
     K8s(k8s::Kubernetes),
+    /// The images on a real Kubernetes, under a load that remembers every acknowledged write.
+    #[command(subcommand)]
+    E2e(e2e::EndToEnd),
     /// Everything CI runs: fmt, tidy, gen --check, clippy, docs, test.
     Ci,
     /// All tests, with their own set-up: an rqlite client and a Prometheus that are not ours, the demonstration, then cargo's.
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Command::Observe(options) => observe::run(&options),
         Command::Image(options) => image::run(&options).map(drop),
         Command::K8s(command) => k8s::run(&command),
+        Command::E2e(command) => e2e::run(&command),
         Command::Ci => ci::ci(),
         Command::Test => ci::test(),
         Command::Tidy => tidy::run(),

@@ -12,6 +12,13 @@ use tokio::time::sleep;
 const RESUMED_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// A writer's rest between two writes; none where a load should be as heavy as it can be.
+pub(crate) async fn pause(rest: Duration) {
+    if !rest.is_zero() {
+        sleep(rest).await;
+    }
+}
+
 /// Counts acknowledgements.
 #[derive(Default)]
 pub(crate) struct Pace {

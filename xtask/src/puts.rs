@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use debros_sdk::{Client, Entry, GetOptions, Quorum, Storage, StorageOperation, StorageOutcome, Version};
 use tokio::task::JoinHandle;
 
-use crate::pace::Pace;
+use crate::pace::{Pace, pause};
 
 /// The newest acknowledged put of each key.
 type Ledger = BTreeMap<String, Put>;
@@ -94,11 +95,11 @@ pub(crate) struct Puts {
 }
 
 impl Puts {
-    /// Starts a writer for each client, on this many keys.
-    pub(crate) fn start(clients: &[Client], books: &Arc<Books>, keys: u32) -> Self {
+    /// Starts a writer for each client, on this many keys; each rests for so long between two puts.
+    pub(crate) fn start(clients: &[Client], books: &Arc<Books>, keys: u32, rest: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = |(writer, client): (usize, &Client)| {
-            tokio::spawn(write(writer, client.clone(), books.clone(), keys, stop.clone()))
+            tokio::spawn(write(writer, client.clone(), books.clone(), keys, stop.clone(), rest))
         };
         Self { writers: clients.iter().enumerate().map(writer).collect(), stop }
     }
@@ -119,12 +120,14 @@ async fn write(
     books: Arc<Books>,
     keys: u32,
     stop: Arc<AtomicBool>,
+    rest: Duration,
 ) -> Result<()> {
     let storage = client.storage();
     while !stop.load(Ordering::Relaxed) {
         let (key, value) = (key(rand::random_range(0..keys)), unique_value(writer));
         let version = storage.put(&key, value.clone().into()).await.context("a put failed")?;
         books.acknowledge(&key, Put { version, value });
+        pause(rest).await;
     }
     Ok(())
 }

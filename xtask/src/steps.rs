@@ -23,7 +23,7 @@ pub(crate) fn target_folder() -> PathBuf {
 
 /// What cargo tells a program that it runs about itself. Build scripts that look at these would take a cargo called from
 /// here for a change, and build what is built again.
-const TOLD_BY_CARGO: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+const TOLD_BY_CARGO: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"];
 
 /// The cargo that runs this command, working in the workspace as one called from a shell.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {

@@ -21,6 +21,7 @@ use std::task::{Context, Poll};
 
 use debros_proto::calls::{Frame, Numbered};
 use debros_proto::limits;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use prost::Message;
@@ -255,8 +256,10 @@ fn pack<F: Frame>(waiting: &mut Vec<F::Item>) -> F {
 /// task drives all of it, the one that sends the replies.
 pub struct Answers<Q: Frame, R: Frame, H, F> {
     calls: Streaming<Q>,
-    /// The peer sends no more calls.
+    /// The peer sends no more calls, or none is taken any more.
     ended: bool,
+    /// When no more calls are taken.
+    stop: BoxFuture<'static, ()>,
     handler: H,
     under_way: FuturesUnordered<F>,
     calls_under_way: usize,
@@ -273,13 +276,21 @@ where
     /// Answers the calls of a stream. `handler` gets the calls of one message and adds the work on them;
     /// each piece of work gives the replies to one or more calls, every call getting one.
     pub fn new(calls: Streaming<Q>, handler: H) -> Self {
-        let under_way = FuturesUnordered::new();
-        Self { calls, ended: false, handler, under_way, calls_under_way: 0, ready: Vec::new() }
+        let (under_way, stop) = (FuturesUnordered::new(), Box::pin(std::future::pending()));
+        Self { calls, ended: false, stop, handler, under_way, calls_under_way: 0, ready: Vec::new() }
+    }
+
+    /// Takes no more calls once `stop` is ready; those under way are still answered, and then the stream ends.
+    #[must_use]
+    pub fn until(self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { stop: Box::pin(stop), ..self }
     }
 
     /// Takes in what has arrived. Past the limit nothing is read: the stream's own flow control then
     /// holds the sender back.
     fn take_calls(&mut self, context: &mut Context<'_>) -> Result<(), Status> {
+        // One that has ended must not be asked again.
+        self.ended = self.ended || self.stop.poll_unpin(context).is_ready();
         while !self.ended && self.calls_under_way < limits::STREAM_CALLS_MAX {
             match self.calls.poll_next_unpin(context) {
                 Poll::Ready(Some(frame)) => {

@@ -7,6 +7,7 @@ use debros_proto::{Failure, TraceContext, limits, v1};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use v1::storage_reply::Outcome;
 use v1::storage_request::Operation;
@@ -20,14 +21,17 @@ use crate::trace::under;
 struct Service {
     storage: Storage,
     metrics: RpcMetrics,
+    stop: CancellationToken,
 }
 
-/// The service, to be mounted on the client lane.
+/// The service, to be mounted on the client lane. A client's stream lasts as long as the client: it ends once `stop` is
+/// cancelled, or a stop would wait for all of them.
 pub fn storage_service(
     storage: Storage,
     metrics: RpcMetrics,
+    stop: CancellationToken,
 ) -> StorageServer<impl v1::storage_server::Storage> {
-    StorageServer::new(Service { storage, metrics })
+    StorageServer::new(Service { storage, metrics, stop })
         .max_decoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
         .max_encoding_message_size(limits::CALLS_FRAME_BYTES_MAX)
 }
@@ -54,7 +58,7 @@ impl v1::storage_server::Storage for Service {
                 }
             },
         );
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(Box::pin(answers.until(self.stop.clone().cancelled_owned()))))
     }
 
     async fn watch(
@@ -65,7 +69,7 @@ impl v1::storage_server::Storage for Service {
         let asker = Asker::of(&request);
         let events = async { self.storage.watch(&principal, request) };
         let events = self.metrics.measure("WatchStorage", &asker, events).await?.into_inner();
-        Ok(Response::new(events.map(Ok).boxed()))
+        Ok(Response::new(events.map(Ok).take_until(self.stop.clone().cancelled_owned()).boxed()))
     }
 
     async fn layout(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use debros_node::service::Principal;
 use debros_proto::v1;
-use debros_sdk::{Client, Database, params};
+use debros_sdk::{Client, Database, Storage, params};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -15,6 +15,9 @@ use crate::support::{Cluster, DEADLINE, address_of, eventually, holds, table, wr
 /// A write that waits longer than this for a leader that was shut down, and so has handed over, is
 /// one too many, even on a busy machine.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(5);
+
+/// So many that each of three nodes is the first one of some.
+const KEYS: usize = 20;
 
 /// Writes one number after the other until told to stop; gives the longest pause.
 struct Writer {
@@ -80,6 +83,10 @@ async fn a_leader_that_is_shut_down_hands_over_under_load() {
     let mut cluster = Cluster::of(3).await;
     let client = cluster.client_of_all("app").await;
     table(&client).await;
+    // The client has a stream at every node, which a stop has no reason to wait for.
+    for key in 0..KEYS {
+        client.storage().put(&key.to_string(), "value".into()).await.unwrap();
+    }
     let writer = Writer::start(client.clone());
     let mut before = 0;
     for _ in 0..3 {

@@ -56,7 +56,8 @@ async fn held(cluster: &Cluster, index: usize, application: &str, ledger: &Ledge
     compare(&rows, ledger)
 }
 
-fn compare(rows: &[Row], ledger: &Ledger) -> Result<BTreeSet<Row>> {
+/// Holds rows to the books; an error tells what is lost, doubled or invented.
+pub(crate) fn compare(rows: &[Row], ledger: &Ledger) -> Result<BTreeSet<Row>> {
     let held: BTreeSet<Row> = rows.iter().copied().collect();
     let doubled = rows.len() - held.len();
     let lost: Vec<_> = ledger.acknowledged.difference(&held).take(5).collect();

@@ -4,40 +4,41 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use debros_sdk::{Client, Database, params};
 use tokio::task::JoinHandle;
 
-use crate::pace::Pace;
+use crate::pace::{Pace, pause};
 
 /// No key: a write that were applied twice would show.
-pub(super) const TABLE: &str = "CREATE TABLE written (writer INTEGER NOT NULL, number INTEGER NOT NULL)";
+pub(crate) const TABLE: &str = "CREATE TABLE written (writer INTEGER NOT NULL, number INTEGER NOT NULL)";
 const INSERT: &str = "INSERT INTO written (writer, number) VALUES (?, ?)";
 /// As many as keep a dev build on two cores busy.
 const WRITERS: i64 = 4;
 
 /// A row: who wrote it, and its number.
-pub(super) type Row = (i64, i64);
+pub(crate) type Row = (i64, i64);
 
 /// What became of the writes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ledger {
-    pub(super) acknowledged: BTreeSet<Row>,
-    pub(super) unknown: BTreeSet<Row>,
+pub(crate) struct Ledger {
+    pub(crate) acknowledged: BTreeSet<Row>,
+    pub(crate) unknown: BTreeSet<Row>,
 }
 
 /// The books of all writers.
 #[derive(Default)]
-pub(super) struct Books {
+pub(crate) struct Books {
     ledger: Mutex<Ledger>,
     /// How the writes come along.
-    pub(super) pace: Pace,
+    pub(crate) pace: Pace,
 }
 
 impl Books {
     /// The books as they are.
-    pub(super) fn ledger(&self) -> Ledger {
+    pub(crate) fn ledger(&self) -> Ledger {
         locked(&self.ledger).clone()
     }
 
@@ -52,21 +53,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Writers under way.
-pub(super) struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     writers: Vec<JoinHandle<Result<()>>>,
 }
 
 impl Load {
-    /// Starts the writers.
-    pub(super) fn start(client: &Client, books: &Arc<Books>) -> Self {
+    /// Starts the writers, each of which rests for so long between two writes.
+    pub(crate) fn start(client: &Client, books: &Arc<Books>, rest: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let writer = |writer| tokio::spawn(write(writer, client.clone(), books.clone(), stop.clone()));
+        let writer = |writer| tokio::spawn(write(writer, client.clone(), books.clone(), stop.clone(), rest));
         Self { writers: (0..WRITERS).map(writer).collect(), stop }
     }
 
     /// Lets every writer finish its write.
-    pub(super) async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         for writer in self.writers {
             writer.await.context("a writer panicked")??;
@@ -75,7 +76,13 @@ impl Load {
     }
 }
 
-async fn write(writer: i64, client: Client, books: Arc<Books>, stop: Arc<AtomicBool>) -> Result<()> {
+async fn write(
+    writer: i64,
+    client: Client,
+    books: Arc<Books>,
+    stop: Arc<AtomicBool>,
+    rest: Duration,
+) -> Result<()> {
     let database = client.database();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -89,6 +96,7 @@ async fn write(writer: i64, client: Client, books: Arc<Books>, stop: Arc<AtomicB
             Err(error) => return Err(error).context("a write failed that no retry can mend"),
         }
         number += 1;
+        pause(rest).await;
     }
     Ok(())
 }

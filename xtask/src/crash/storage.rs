@@ -42,7 +42,7 @@ impl Stored {
 
     /// Lets the clients put.
     pub(super) fn start(&self) -> Puts {
-        Puts::start(&self.clients, &self.books, KEYS)
+        Puts::start(&self.clients, &self.books, KEYS, Duration::ZERO)
     }
 
     /// With all puts at rest: whoever asks gets what was acknowledged, while a replica is still behind; every node holds

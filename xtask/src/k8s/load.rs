@@ -2,7 +2,7 @@
 //! was started with.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -30,7 +30,7 @@ pub(crate) fn run(layout: &Layout, named: &[PathBuf]) -> Result<()> {
     }
     let files = files.iter().map(fs::canonicalize).collect::<std::io::Result<Vec<_>>>();
     let files = files.context("an image is not there")?;
-    step("images onto the nodes", || give(&state, &files))
+    step("images onto the nodes", || give_all(&state, &files))
 }
 
 /// Gives all that there are to a cluster that is being made; it is no error when there are none.
@@ -42,10 +42,15 @@ pub(crate) fn all(state: &State) -> Result<()> {
             image::folder().display()
         );
     }
-    give(state, &files)
+    give_all(state, &files)
 }
 
-fn give(state: &State, files: &[PathBuf]) -> Result<()> {
+/// Gives one image to all nodes.
+pub(crate) fn give(layout: &Layout, file: &Path) -> Result<()> {
+    give_all(&State::of_running(layout)?, &[file.to_owned()])
+}
+
+fn give_all(state: &State, files: &[PathBuf]) -> Result<()> {
     for file in files {
         println!("    {}", file.display());
     }

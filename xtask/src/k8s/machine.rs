@@ -27,6 +27,8 @@ const OUTER: &str = "machine";
 const FIRST: &str = "machine-first";
 /// What the outer process says when the inner one is there; its pid follows.
 const MADE: &str = "made ";
+/// Behind standard input, output and errors.
+const FIRST_INHERITED: libc::c_uint = 3;
 /// What is said to the inner process.
 const GO: &str = "go\n";
 
@@ -148,15 +150,21 @@ impl Prepared {
     }
 }
 
-/// Ctrl-C and the end of the terminal are not for it.
+/// Ctrl-C and the end of the terminal are not for it, and what whoever called `up` had open is not its to hold: a lock that was held while `up` ran would
+/// be held for as long as the cluster runs.
 fn in_its_own_session(command: &mut Command) {
     let new_session = || {
-        // SAFETY: setsid is a plain system call, which is allowed between fork and exec.
+        // SAFETY: close_range is a plain system call, which is allowed between fork and exec; nothing is closed before exec. Linux before 5.11 knows
+        // no such flag, and then inherited files merely stay open.
+        unsafe {
+            libc::close_range(FIRST_INHERITED, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed())
+        };
+        // SAFETY: setsid is a plain system call, too.
         match unsafe { libc::setsid() } {
             -1 => Err(std::io::Error::last_os_error()),
             _ => Ok(()),
         }
     };
-    // SAFETY: the closure only makes a system call: it takes no lock and allocates nothing.
+    // SAFETY: the closure only makes system calls: it takes no lock and allocates nothing.
     unsafe { command.pre_exec(new_session) };
 }

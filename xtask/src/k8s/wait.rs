@@ -18,8 +18,8 @@ pub(crate) fn until(what: &str, within: Duration, mut holds: impl FnMut() -> Res
     Ok(())
 }
 
-/// The pause between two looks.
+/// The pause between two looks, or for as long as something lasts.
 #[expect(clippy::disallowed_methods, reason = "the one pause of whoever waits for a condition")]
-pub(super) fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
