@@ -87,9 +87,13 @@ pub fn render(
     })
 }
 
+/// A section that holds nothing else is forgotten, too: whether it was written says nothing.
 fn forget(all: &mut Value, section: &str, key: &str) {
-    if let Some(keys) = all.get_mut(section).and_then(Value::as_object_mut) {
-        keys.remove(key);
+    let Some(sections) = all.as_object_mut() else { return };
+    let Some(keys) = sections.get_mut(section).and_then(Value::as_object_mut) else { return };
+    keys.remove(key);
+    if keys.is_empty() {
+        sections.remove(section);
     }
 }
 

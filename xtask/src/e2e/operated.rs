@@ -39,6 +39,9 @@ pub(crate) struct OperatedOptions {
     /// Images without optimisation: faster to build, slower to run.
     #[arg(long)]
     debug: bool,
+    /// Only the steps under load whose names contain this, on what an earlier run with --keep has left.
+    #[arg(long)]
+    only: Option<String>,
     /// Leave the releases as they are in the end, for who looks around.
     #[arg(long)]
     keep: bool,
@@ -65,7 +68,12 @@ pub(crate) fn run(options: &OperatedOptions) -> Result<()> {
     let scene = Scene { layout, access, resource };
     let next = format!("{}-next", env!("CARGO_PKG_VERSION"));
     step("images", || scene.give_images(options, &next))?;
-    let outcome = scene.install().and_then(|()| scene.under_load(&next)).and_then(|()| mistakes::run(&scene));
+    let outcome = match &options.only {
+        Some(_) => scene.under_load(&next, options.only.as_deref()),
+        None => {
+            scene.install().and_then(|()| scene.under_load(&next, None)).and_then(|()| mistakes::run(&scene))
+        }
+    };
     if outcome.is_err() {
         println!("\n{}", scene.resource.tell());
     }
@@ -161,12 +169,12 @@ impl Scene {
         Ok(())
     }
 
-    fn under_load(&self, next: &str) -> Result<()> {
+    fn under_load(&self, next: &str, only: Option<&str>) -> Result<()> {
         let address = format!("/dns4/{CLUSTER}.{NAMESPACE}.svc.cluster.local/tcp/4001");
         let secret = format!("{CLUSTER}-cluster-secret");
         let target =
             Target { namespace: NAMESPACE, address: &address, secret: Some(&secret), node: CALM_NODE };
-        let mut stage = step("load", || Stage::start(self.access.clone(), &target))?;
+        let mut stage = step("load", || Stage::start(self.access.clone(), &target))?.only(only);
         let outcome = steps::run(self, &mut stage, next);
         // What was measured and what was lost is told of a run that failed, too.
         let told = stage.finish();

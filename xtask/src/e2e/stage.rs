@@ -69,12 +69,19 @@ pub(super) struct Stage {
     access: Access,
     namespace: String,
     rows: Vec<StepRow>,
+    /// Other steps are left out.
+    only: Option<String>,
 }
 
 impl Stage {
+    /// Leaves out the steps whose names do not contain this.
+    pub(super) fn only(self, only: Option<&str>) -> Self {
+        Self { only: only.map(str::to_owned), ..self }
+    }
+
     /// Starts the load and waits until it writes.
     pub(super) fn start(access: Access, target: &Target<'_>) -> Result<Self> {
-        let stage = Self { access, namespace: target.namespace.to_owned(), rows: Vec::new() };
+        let stage = Self { access, namespace: target.namespace.to_owned(), rows: Vec::new(), only: None };
         apply(&stage.access, &pod(target).to_string())?;
         wait_until("the load to write", STARTED_WITHIN, || Ok(stage.seconds()?.len() > 1))
             .with_context(|| stage.log_end())?;
@@ -88,6 +95,9 @@ impl Stage {
         promise: Promise,
         act: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
+        if self.only.as_ref().is_some_and(|only| !name.contains(only)) {
+            return Ok(());
+        }
         println!("\n--- {name}");
         let (began, start) = (now_ms()?, Instant::now());
         act().with_context(|| format!("step `{name}` failed"))?;
