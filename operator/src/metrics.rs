@@ -23,6 +23,9 @@ use crate::decide::Step;
 /// A run asks its nodes, which answer within two seconds, and writes some objects.
 const SECONDS: [f64; 9] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 
+/// What calls of the API do.
+const VERBS: [&str; 8] = ["get", "list", "watch", "patch", "post", "put", "delete", "other"];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
@@ -73,6 +76,9 @@ impl Default for Metrics {
         }
         for step in ["initialise", "record", "leave", "restart"] {
             metrics.steps.get_or_create(&OfStep { step }).inc_by(0);
+        }
+        for verb in VERBS {
+            metrics.calls.get_or_create(&Verb { verb }).inc_by(0);
         }
         metrics.register();
         metrics
@@ -166,10 +172,7 @@ impl Metrics {
 
     /// Calls of the API since the start.
     pub fn api_calls(&self) -> u64 {
-        ["get", "list", "watch", "patch", "post", "put", "delete"]
-            .map(|verb| self.calls.get_or_create(&Verb { verb }).get())
-            .iter()
-            .sum()
+        VERBS.iter().map(|verb| self.calls.get_or_create(&Verb { verb }).get()).sum()
     }
 
     /// All of them, in OpenMetrics' text format.

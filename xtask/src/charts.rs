@@ -10,6 +10,8 @@ pub(crate) const DEFINITION_PATH: &str = "charts/debros-operator/templates/crd.y
 pub(crate) const CLUSTER_SCHEMA_PATH: &str = "charts/debros-cluster/values.schema.json";
 /// The schema of the operator's chart.
 pub(crate) const OPERATOR_SCHEMA_PATH: &str = "charts/debros-operator/values.schema.json";
+/// The dashboard of the operator itself.
+pub(crate) const DASHBOARD_PATH: &str = "charts/debros-operator/dashboards/operator.json";
 const FOLDER: &str = "charts/debros-operator";
 
 /// The definition, which stays when the chart is uninstalled: with it every cluster would go.

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::steps::{cargo, run, step};
-use crate::{generate, observe, rqlite_client, tidy, up};
+use crate::{generate, k8s, observe, rqlite_client, tidy, up};
 
 /// Everything that must hold before a change lands.
 pub(crate) fn ci() -> Result<()> {
@@ -33,6 +33,7 @@ pub(crate) fn test() -> Result<()> {
     step("rqlite client: pyrqlite against every node", || rqlite_client::check(&python))?;
     step("demonstration", up::test)?;
     observe::test()?;
+    k8s::try_operator()?;
     step("tests", || run(in_one_go(cargo(&["test", "--workspace"]))))
 }
 

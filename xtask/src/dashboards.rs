@@ -9,6 +9,7 @@ mod database;
 mod express;
 mod grafana;
 mod network;
+mod operator;
 mod overview;
 mod pubsub;
 mod service_levels;
@@ -27,6 +28,9 @@ pub(crate) const VARIABLES: [&str; 2] = [CLUSTERS_OF, NODES_OF];
 const CLUSTERS_OF: &str = "debros_build_info";
 /// Has a label `node` for each.
 const NODES_OF: &str = "debros_build_info{cluster=~\"$cluster\"}";
+
+/// The lists that people choose from: name, label, and the metric that has a label of that name for each.
+const LISTS: [(&str, &str, &str); 2] = [("cluster", "Cluster", CLUSTERS_OF), ("node", "Node", NODES_OF)];
 
 /// A page of panels.
 pub(crate) struct Dashboard {
@@ -205,8 +209,14 @@ pub(crate) fn path(dashboard: &Dashboard) -> String {
 
 /// Path and text of every dashboard.
 pub(crate) fn files(slo: &Slo) -> Result<Vec<(String, String)>> {
-    let text = |dashboard: &Dashboard| Ok((path(dashboard), grafana::json(dashboard, &slo.runbooks)?));
+    let text =
+        |dashboard: &Dashboard| Ok((path(dashboard), grafana::json(dashboard, &LISTS, &slo.runbooks)?));
     all(slo)?.iter().map(text).collect()
+}
+
+/// The dashboard that goes with the operator's chart, as text.
+pub(crate) fn of_operator(slo: &Slo) -> Result<String> {
+    grafana::json(&operator::dashboard(), &operator::VARIABLES, &slo.runbooks)
 }
 
 #[cfg(test)]
@@ -223,7 +233,7 @@ mod tests {
     }
 
     fn panels(check: impl Fn(&Dashboard, &Panel)) {
-        for dashboard in all(&slo()).unwrap() {
+        for dashboard in all(&slo()).unwrap().into_iter().chain([super::operator::dashboard()]) {
             for panel in dashboard.rows.iter().flat_map(|row| &row.panels) {
                 check(&dashboard, panel);
             }

@@ -33,6 +33,7 @@ fn generated() -> Result<Vec<Generated>> {
     all.extend(rules::test_files(&slo)?);
     all.extend(dashboards::files(&slo)?);
     all.extend(charts::copies(&all));
+    all.push((charts::DASHBOARD_PATH.to_owned(), dashboards::of_operator(&slo)?));
     Ok(all.into_iter().map(|(path, text)| Generated { path, text }).collect())
 }
 

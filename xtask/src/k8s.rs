@@ -18,6 +18,7 @@ mod machine;
 mod namespaces;
 mod network;
 mod node;
+mod operator;
 mod packages;
 mod process;
 mod state;
@@ -38,6 +39,7 @@ pub(crate) use access::Access;
 pub(crate) use fault::freeze;
 pub(crate) use layout::{DEFAULT_NAME, Layout};
 pub(crate) use load::give as give_image;
+pub(crate) use operator::try_shortly as try_operator;
 pub(crate) use wait::{pause as wait_for, until as wait_until};
 
 /// A real Kubernetes on this machine.
@@ -61,6 +63,8 @@ pub(crate) enum Kubernetes {
     Helm(ToolOptions),
     /// Run any command in the cluster's network, with its kubeconfig: `cargo xtask k8s enter -- curl ...`.
     Enter(enter::EnterOptions),
+    /// Try the operator on a real API server that is made for it: every rule's message, the crash sweep, a hundred clusters. No root.
+    Operator(operator::OperatorOptions),
     /// Give the images that `cargo xtask image` wrote to all nodes, again.
     Load {
         #[command(flatten)]
@@ -113,6 +117,7 @@ pub(crate) fn run(command: &Kubernetes) -> Result<()> {
         // Much of what helm does needs no cluster: `helm lint`, `helm template`.
         Kubernetes::Helm(options) => options.run(&Access::open_or_nowhere(&options.layout()?)?, Access::helm),
         Kubernetes::Enter(options) => enter::run(options),
+        Kubernetes::Operator(options) => operator::run(options),
         Kubernetes::Load { named, images } => load::run(&named.layout()?, images),
         Kubernetes::Fault(fault) => fault::run(fault),
         Kubernetes::Tools { refresh } => tools::run(*refresh),

@@ -86,6 +86,30 @@ impl Batch {
     }
 }
 
+/// What a node's answer settled. Who waits for it is told when the session's lock is free.
+#[derive(Default)]
+#[must_use]
+pub(crate) struct Settled {
+    /// Bytes that are not under way any more.
+    freed: usize,
+    untold: Vec<Arc<Settling<Counts>>>,
+}
+
+impl Settled {
+    /// Tells those who wait. Gives the bytes that are not under way any more.
+    pub(crate) fn tell(self) -> usize {
+        self.untold.iter().for_each(|settling| settling.tell());
+        self.freed
+    }
+
+    fn add(&mut self, batch: &Batch, outcome: Result<Vec<u32>, Failure>) {
+        self.freed += batch.packed_len();
+        if batch.set(outcome) {
+            self.untold.push(batch.settling.clone());
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Publishing {
@@ -191,19 +215,16 @@ impl Publishing {
         Some(publish)
     }
 
-    /// Takes in an acknowledgement. Gives the bytes that are not under way any more.
-    pub(crate) fn acknowledge(&mut self, published: v1::Published) -> usize {
+    /// Takes in an acknowledgement.
+    pub(crate) fn acknowledge(&mut self, published: v1::Published) -> Settled {
         let v1::Published { last, nodes } = published;
-        let mut freed = 0;
+        let mut settled = Settled::default();
         let at = self.sent.partition_point(|batch| batch.last() < last);
         let asked = |batch: &Batch| batch.last() == last && batch.mode != v1::PublishMode::Accepted;
         if self.sent.get(at).is_some_and(asked) {
-            freed += self.settle(at, Ok(nodes));
+            self.settle(at, Ok(nodes), &mut settled);
         } else if let Some(orphan) = self.orphans.iter().position(|(known, _)| *known == last) {
-            let (_, orphan) = self.orphans.swap_remove(orphan);
-            freed += orphan.packed_len();
-            self.under_way -= orphan.packed_len();
-            orphan.settle(Ok(nodes));
+            self.settle_orphan(orphan, Ok(nodes), &mut settled);
         } else if last > self.accepted {
             let from = self.sent.partition_point(|batch| batch.last() <= self.accepted);
             self.accepted = last;
@@ -212,41 +233,42 @@ impl Publishing {
                     break;
                 }
                 if self.sent[at].mode == v1::PublishMode::Accepted {
-                    freed += self.settle(at, Ok(Vec::new()));
+                    self.settle(at, Ok(Vec::new()), &mut settled);
                 }
             }
         }
         self.forget();
-        freed
+        settled
     }
 
     /// A batch was refused, by its first number.
-    pub(crate) fn refuse(&mut self, first: u64, failure: Failure) -> usize {
-        let mut freed = 0;
+    pub(crate) fn refuse(&mut self, first: u64, failure: Failure) -> Settled {
+        let mut settled = Settled::default();
         let at = self.sent.partition_point(|batch| batch.first < first);
         if self.sent.get(at).is_some_and(|batch| batch.first == first) {
-            freed = self.settle(at, Err(failure));
+            self.settle(at, Err(failure), &mut settled);
         } else if let Some(at) = self.orphans.iter().position(|(_, orphan)| orphan.first == first) {
-            let (_, orphan) = self.orphans.swap_remove(at);
-            freed = orphan.packed_len();
-            self.under_way -= freed;
-            orphan.settle(Err(failure));
+            self.settle_orphan(at, Err(failure), &mut settled);
         }
         self.forget();
-        freed
+        settled
     }
 
-    /// Settles a sent batch; gives its bytes, unless it was settled before.
-    fn settle(&mut self, at: usize, outcome: Result<Vec<u32>, Failure>) -> usize {
+    /// Settles a sent batch, unless it was settled before.
+    fn settle(&mut self, at: usize, outcome: Result<Vec<u32>, Failure>, settled: &mut Settled) {
         let batch = &mut self.sent[at];
         if std::mem::replace(&mut batch.acknowledged, true) {
-            return 0;
+            return;
         }
-        let length = batch.packed.len();
-        batch.settle(outcome);
-        self.under_way -= length;
-        self.kept += length;
-        length
+        settled.add(batch, outcome);
+        self.under_way -= batch.packed.len();
+        self.kept += batch.packed.len();
+    }
+
+    fn settle_orphan(&mut self, at: usize, outcome: Result<Vec<u32>, Failure>, settled: &mut Settled) {
+        let (_, orphan) = self.orphans.swap_remove(at);
+        settled.add(&orphan, outcome);
+        self.under_way -= orphan.packed_len();
     }
 
     /// Forgets what need not be sent again.
@@ -312,8 +334,14 @@ impl Batch {
     }
 
     fn settle(&self, outcome: Result<Vec<u32>, Failure>) {
+        if self.set(outcome) {
+            self.settling.tell();
+        }
+    }
+
+    fn set(&self, outcome: Result<Vec<u32>, Failure>) -> bool {
         let (messages, again) = (self.count as usize, self.again);
-        self.settling.settle(outcome.map(|nodes| Counts { messages, nodes, again }));
+        self.settling.set(outcome.map(|nodes| Counts { messages, nodes, again }))
     }
 }
 
@@ -368,10 +396,10 @@ mod tests {
         let tickets: Vec<Ticket> = (0..3).map(|_| add(&mut publishing, RECEIVED)).collect();
         let other = add(&mut publishing, ACCEPTED);
         assert_eq!(taken(&mut publishing), [(1, false), (4, false)]);
-        publishing.acknowledge(Published { last: 4, nodes: vec![] });
+        let _ = publishing.acknowledge(Published { last: 4, nodes: vec![] });
         assert_eq!(outcome(&other, ACCEPTED), Some(Ok(vec![])));
         assert_eq!(outcome(&tickets[0], RECEIVED), None);
-        let freed = publishing.acknowledge(Published { last: 3, nodes: vec![5, 6, 7] });
+        let freed = publishing.acknowledge(Published { last: 3, nodes: vec![5, 6, 7] }).tell();
         assert!(freed > 0);
         for (ticket, nodes) in tickets.iter().zip(5..) {
             assert_eq!(outcome(ticket, RECEIVED), Some(Ok(vec![Some(nodes)])));
@@ -387,15 +415,15 @@ mod tests {
         let open = add(&mut publishing, RECEIVED);
         let accepted = add(&mut publishing, ACCEPTED);
         taken(&mut publishing);
-        publishing.acknowledge(Published { last: 3, nodes: vec![] });
+        let _ = publishing.acknowledge(Published { last: 3, nodes: vec![] });
         assert!(outcome(&settled, ACCEPTED).is_some() && outcome(&accepted, ACCEPTED).is_some());
         let waiting = add(&mut publishing, ACCEPTED);
         publishing.detached();
         assert_eq!(taken(&mut publishing), [(2, true), (3, true), (4, false)]);
         // The other node knew the message: nobody says how many have it.
-        publishing.acknowledge(Published { last: 2, nodes: vec![] });
+        let _ = publishing.acknowledge(Published { last: 2, nodes: vec![] });
         assert_eq!(outcome(&open, RECEIVED), Some(Ok(vec![None])));
-        publishing.acknowledge(Published { last: 4, nodes: vec![] });
+        let _ = publishing.acknowledge(Published { last: 4, nodes: vec![] });
         assert_eq!(outcome(&waiting, ACCEPTED), Some(Ok(vec![])));
         assert!(publishing.sent.is_empty() && publishing.under_way == 0 && publishing.kept == 0);
     }
@@ -405,9 +433,9 @@ mod tests {
         let mut publishing = with_window(2 << 20);
         let tickets: Vec<Ticket> = (0..4).map(|_| add_large(&mut publishing)).collect();
         assert_eq!(taken(&mut publishing), [(1, false)], "two and what they are packed in are too much");
-        publishing.acknowledge(Published { last: 1, nodes: vec![] });
+        let _ = publishing.acknowledge(Published { last: 1, nodes: vec![] });
         assert_eq!(taken(&mut publishing), [(2, false)]);
-        publishing.refuse(2, Failure::invalid("no"));
+        let _ = publishing.refuse(2, Failure::invalid("no"));
         assert_eq!(outcome(&tickets[1], ACCEPTED).unwrap().unwrap_err().code, ErrorCode::InvalidArgument);
         let freed =
             publishing.give_up(&Failure::new(ErrorCode::PermissionDenied, "nobody lets this client in"));
@@ -425,7 +453,7 @@ mod tests {
         for number in 3..3 + many as u64 {
             add_large(&mut publishing);
             taken(&mut publishing);
-            publishing.acknowledge(Published { last: number, nodes: vec![] });
+            let _ = publishing.acknowledge(Published { last: number, nodes: vec![] });
         }
         assert!(publishing.kept <= KEPT_BYTES_MAX && publishing.sent.is_empty());
         // Both are one batch, which is waited for nevertheless.

@@ -28,7 +28,7 @@ use v1::session_failure::About;
 
 use super::batch::{Outgoing, Part};
 use super::presence::{Board, Presences, Settlings};
-use super::publishing::{Publishing, Ticket};
+use super::publishing::{Publishing, Settled, Ticket};
 use super::replies::Replies;
 use super::settling::Settling;
 use super::subscription::{Mailbox, Source};
@@ -109,17 +109,13 @@ impl Session {
         self.wanted.notified().await;
     }
 
-    fn wake(&self, state: &State) {
-        match &state.attached {
-            Some(attached) => attached.waker.wake(),
-            None => self.wanted.notify_one(),
-        }
-    }
-
-    /// The node has taken something in: what waited for its window can go.
-    fn wake_to_publish(&self, state: &State) {
-        if state.publishing.has_waiting() {
-            self.wake(state);
+    /// Wakes whoever sends, once the lock is free: it is the first thing that the woken one takes.
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let Some(attached) = &state.attached else { return self.wanted.notify_one() };
+        let waker = attached.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -148,7 +144,7 @@ impl Session {
         let mut state = self.state();
         state.check_open()?;
         let ticket = state.publishing.add(message, mode)?;
-        self.wake(&state);
+        self.wake(state);
         Ok(ticket)
     }
 
@@ -157,7 +153,7 @@ impl Session {
         let mut state = self.state();
         state.check_open()?;
         let ticket = state.publishing.add_part(part, mode);
-        self.wake(&state);
+        self.wake(state);
         Ok(ticket)
     }
 
@@ -187,7 +183,7 @@ impl Session {
         let number = state.number(count)?;
         state.call(|| Call::Subscribe(subscribing.call(number)));
         state.subscriptions.add(number, subscribing);
-        self.wake(&state);
+        self.wake(state);
         Ok(Beginning { number, told_in: mailbox, begun })
     }
 
@@ -200,7 +196,7 @@ impl Session {
             let subscription = *subscription;
             state.call(|| Call::Unsubscribe(v1::Unsubscribe { subscription }));
         }
-        self.wake(&state);
+        self.wake(state);
         Ok(ended.len())
     }
 
@@ -217,7 +213,7 @@ impl Session {
         let enter = v1::Enter { presence, topic: topic.to_owned(), member: member.to_owned(), data };
         state.call(|| Call::Enter(enter.clone()));
         let entered = state.presences.enter(enter);
-        self.wake(&state);
+        self.wake(state);
         Ok((presence, entered))
     }
 
@@ -226,7 +222,7 @@ impl Session {
         let mut state = self.state();
         if state.presences.leave(presence) {
             state.call(|| Call::Leave(v1::Leave { presence }));
-            self.wake(&state);
+            self.wake(state);
         }
     }
 
@@ -241,7 +237,7 @@ impl Session {
         let pattern = pattern.to_owned();
         state.call(|| Call::WatchPresence(v1::WatchPresence { subscription, pattern: pattern.clone() }));
         let (board, begun) = state.presences.watch(subscription, pattern);
-        self.wake(&state);
+        self.wake(state);
         Ok(Beginning { number: subscription, told_in: board, begun })
     }
 
@@ -267,7 +263,7 @@ impl Session {
         state.calls.clear();
         state.calls.extend(resumed.into_iter().chain(presences));
         state.attached = Some(Attachment { number, waker });
-        self.wake(&state);
+        self.wake(state);
     }
 
     /// The attachment is over.
@@ -313,17 +309,18 @@ impl Session {
     /// The session ends.
     pub(crate) fn take(&self, event: v1::SessionEvent) -> Result<(), Failure> {
         let mut state = self.state();
-        let mut freed = 0;
+        let mut settled = Settled::default();
+        let mut wakes = false;
         match event.event {
             Some(Event::Deliveries(deliveries)) => {
                 if let Some((subscription, bytes)) = state.subscriptions.deliver(deliveries) {
                     state.call(|| Call::Credit(v1::Credit { subscription, bytes }));
-                    self.wake(&state);
+                    wakes = true;
                 }
             }
             Some(Event::Published(published)) => {
-                freed = state.publishing.acknowledge(published);
-                self.wake_to_publish(&state);
+                settled = state.publishing.acknowledge(published);
+                wakes = state.publishing.has_waiting();
             }
             Some(Event::Subscribed(subscribed)) => {
                 state.presences.begin(subscribed.subscription);
@@ -336,8 +333,8 @@ impl Session {
                 let failure = Failure::from_call(failure.unwrap_or_default());
                 match about {
                     Some(About::Publish(first)) => {
-                        freed = state.publishing.refuse(first, failure);
-                        self.wake_to_publish(&state);
+                        settled = state.publishing.refuse(first, failure);
+                        wakes = state.publishing.has_waiting();
                     }
                     Some(About::Subscription(number)) => {
                         if state.subscriptions.goes_elsewhere(number, &failure) {
@@ -354,7 +351,13 @@ impl Session {
             // It was forgotten when it was ended. What is unknown is of a newer version.
             Some(Event::Unsubscribed(_) | Event::Attached(_)) | None => {}
         }
-        drop(state);
+        // What waited for the node's window can go, and nobody is woken to find the lock taken.
+        if wakes {
+            self.wake(state);
+        } else {
+            drop(state);
+        }
+        let freed = settled.tell();
         if freed > 0 {
             self.room.add_permits(freed);
         }
@@ -366,14 +369,14 @@ impl Source for Session {
     fn consumed(&self, subscription: u64, bytes: u64) {
         let mut state = self.state();
         state.call(|| Call::Credit(v1::Credit { subscription, bytes }));
-        self.wake(&state);
+        self.wake(state);
     }
 
     fn unsubscribe(&self, subscription: u64) {
         let mut state = self.state();
         if state.subscriptions.remove(subscription) || state.presences.unwatch(subscription) {
             state.call(|| Call::Unsubscribe(v1::Unsubscribe { subscription }));
-            self.wake(&state);
+            self.wake(state);
         }
     }
 }

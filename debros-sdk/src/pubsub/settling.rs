@@ -21,9 +21,19 @@ impl<T> Default for Settling<T> {
 impl<T> Settling<T> {
     /// Settles it, unless it is.
     pub(crate) fn settle(&self, outcome: Result<T, Failure>) {
-        if self.outcome.set(outcome).is_ok() {
-            self.told.notify_waiters();
+        if self.set(outcome) {
+            self.tell();
         }
+    }
+
+    /// Settles it, unless it is, and leaves it to the caller to tell those who wait.
+    pub(crate) fn set(&self, outcome: Result<T, Failure>) -> bool {
+        self.outcome.set(outcome).is_ok()
+    }
+
+    /// Wakes those who wait.
+    pub(crate) fn tell(&self) {
+        self.told.notify_waiters();
     }
 
     /// Waits until it is settled.

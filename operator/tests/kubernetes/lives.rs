@@ -1,5 +1,5 @@
 //! An operator's life: so many calls, of Kubernetes and of nodes alike, and it is ended in the midst of the last one:
-//! the call has its effect, and nobody hears the answer.
+//! the call has its effect, and nobody hears the answer. Meanwhile somebody else writes what it is about to write.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
-use http::{Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response};
 use kube::client::Body;
 use operator::nodes::{Answers, Leave, NodeError, Nodes, Place};
 use operator::observed::PodId;
+use serde_json::json;
 use tower::{BoxError, Layer, Service};
 
 use crate::support::Cluster;
@@ -54,11 +56,55 @@ impl Life {
     }
 }
 
-impl<S> Layer<S> for Life {
+/// Every n-th time that a StatefulSet is written, somebody else has written it since it was read: a real conflict.
+const MEDDLED_EVERY: u64 = 4;
+
+/// Somebody else who writes StatefulSets.
+#[derive(Clone)]
+pub(crate) struct Meddler {
+    client: kube::Client,
+    writes: Arc<AtomicU64>,
+}
+
+impl Meddler {
+    /// Writes through a client of its own.
+    pub(crate) fn new(client: kube::Client) -> Self {
+        Self { client, writes: Arc::default() }
+    }
+
+    /// Whether it comes before this call, and where it writes.
+    fn precedes(&self, request: &Request<Body>) -> Option<String> {
+        let path = request.uri().path();
+        let is_write = request.method() == Method::PATCH && path.contains("/statefulsets/");
+        let turn = is_write && self.writes.fetch_add(1, Ordering::SeqCst) % MEDDLED_EVERY == 1;
+        turn.then(|| path.to_owned())
+    }
+
+    async fn write(&self, path: String) {
+        let note = json!({ "metadata": { "annotations": {
+            "tests/writes": self.writes.load(Ordering::SeqCst).to_string(),
+        } } });
+        let request = Request::patch(path)
+            .header(CONTENT_TYPE, "application/merge-patch+json")
+            .body(note.to_string().into_bytes())
+            .expect("a request");
+        // It may be gone.
+        let _ = self.client.request_text(request).await;
+    }
+}
+
+/// What an operator's client passes through.
+#[derive(Clone)]
+pub(crate) struct Mortality {
+    pub(crate) life: Life,
+    pub(crate) meddler: Meddler,
+}
+
+impl<S> Layer<S> for Mortality {
     type Service = Mortal<S>;
 
     fn layer(&self, inner: S) -> Mortal<S> {
-        Mortal { inner, life: self.clone() }
+        Mortal { inner, mortality: self.clone() }
     }
 }
 
@@ -66,7 +112,7 @@ impl<S> Layer<S> for Life {
 #[derive(Clone)]
 pub(crate) struct Mortal<S> {
     inner: S,
-    life: Life,
+    mortality: Mortality,
 }
 
 impl<S, B> Service<Request<Body>> for Mortal<S>
@@ -85,12 +131,18 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (made, heard) = self.life.call();
+        let Mortality { life, meddler } = self.mortality.clone();
+        let (made, heard) = life.call();
         if !made {
             return Box::pin(async { Err("the operator has ended".into()) });
         }
+        let meddled = meddler.precedes(&request);
+        // Nothing is sent before it is awaited.
         let answer = self.inner.call(request);
         Box::pin(async move {
+            if let Some(path) = meddled {
+                meddler.write(path).await;
+            }
             let answer = answer.await.map_err(Into::into)?;
             if heard { Ok(answer) } else { Err("the operator ended before it heard the answer".into()) }
         })

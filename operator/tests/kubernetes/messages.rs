@@ -71,7 +71,8 @@ fn cases() -> Vec<Refused> {
     cases
 }
 
-fn kubectl() -> Command {
+/// kubectl, for the API server of the tests.
+pub(crate) fn kubectl() -> Command {
     let program = std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
     let mut command = Command::new(program);
     command.arg("--kubeconfig").arg(std::env::var_os(crate::KUBECONFIG).expect("there was one before"));

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
@@ -18,7 +19,8 @@ use operator::snapshot::{LISTED, Snapshot, api};
 use serde_json::{Value, json};
 
 use crate::kubelet::Kubelet;
-use crate::lives::{Life, MortalNodes};
+use crate::lives::{Life, Meddler, MortalNodes, Mortality};
+use crate::rights::{grant, restricted};
 use crate::support::Cluster;
 
 /// Rounds within which everything is reached; each is one look of the operator.
@@ -26,6 +28,26 @@ const ROUNDS_MAX: usize = 400;
 const NAME: &str = "orders";
 /// Every n-th look is over objects as they were at the look before.
 const STALE_EVERY: usize = 3;
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// Every n-th call is one at which an operator is ended.
+    pub(crate) calls_between_ends: usize,
+    /// Clusters in one operator.
+    pub(crate) clusters: usize,
+    /// How long it is watched at rest.
+    pub(crate) rest: Duration,
+}
+
+/// All of it, or what a run of all tests has time for.
+pub(crate) fn extent() -> Extent {
+    match std::env::var(crate::EXTENT).as_deref() {
+        Ok("short") => Extent { calls_between_ends: 12, clusters: 10, rest: Duration::from_secs(20) },
+        Ok(other) if other != "full" => panic!("{} is {other}: it must be short or full", crate::EXTENT),
+        _ => Extent { calls_between_ends: 1, clusters: 100, rest: Duration::from_secs(60) },
+    }
+}
 
 /// How the API server is reached; `None`, and said so, when there is none to test on.
 pub(crate) async fn config() -> Option<Config> {
@@ -47,7 +69,7 @@ pub(crate) async fn client() -> Option<Client> {
     Some(Client::try_from(config().await?).expect("a client"))
 }
 
-/// Teaches the API server the resource, and waits until it knows it.
+/// Teaches the API server the resource and who may do what with it, and waits until it knows.
 pub(crate) async fn define(client: &Client) {
     let definitions = Api::<CustomResourceDefinition>::all(client.clone());
     let name = "debrosclusters.debros.network";
@@ -60,6 +82,7 @@ pub(crate) async fn define(client: &Client) {
     kube::runtime::wait::await_condition(definitions, name, established)
         .await
         .expect("the definition is established");
+    grant(client).await;
 }
 
 /// Objects as the operator's cache has them, which may be old.
@@ -125,8 +148,9 @@ impl Scene {
 
     /// An operator that lives so long.
     pub(crate) async fn operator(&self, life: &Life) -> Context {
-        let config = config().await.expect("there was one before");
-        let client = ClientBuilder::try_from(config).expect("a client").with_layer(life).build();
+        let config = restricted(config().await.expect("there was one before"));
+        let mortality = Mortality { life: life.clone(), meddler: Meddler::new(self.client.clone()) };
+        let client = ClientBuilder::try_from(config).expect("a client").with_layer(&mortality).build();
         Context {
             client,
             source: self.held.clone(),
@@ -170,6 +194,19 @@ impl Scene {
             }
         }
         panic!("not reached in {}: {:?}", self.namespace, self.cluster().await.status);
+    }
+
+    /// Takes the resource and its objects away, so that nobody else comes upon them.
+    pub(crate) async fn end(self) {
+        let (delete, all) = (DeleteParams::default().grace_period(0), ListParams::default());
+        let clusters = Api::<DebrosCluster>::namespaced(self.client.clone(), &self.namespace);
+        clusters.delete_collection(&delete, &all).await.expect("resources are deleted");
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        pods.delete_collection(&delete, &all).await.expect("pods are deleted");
+        for kind in LISTED {
+            let objects = api(&self.client, &self.namespace, kind);
+            objects.delete_collection(&delete, &all).await.expect("objects are deleted");
+        }
     }
 
     async fn is_reached(&self) -> bool {

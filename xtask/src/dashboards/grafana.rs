@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{CLUSTERS_OF, Dashboard, Kind, Looks, NODES_OF, Panel, Query, Row, Step, Unit};
+use super::{Dashboard, Kind, Looks, Panel, Query, Row, Step, Unit};
 
 /// A row of Grafana's grid.
 const COLUMNS: usize = 24;
@@ -124,8 +124,8 @@ struct FieldConfig {
     overrides: Vec<Value>,
 }
 
-/// The dashboard as Grafana imports it.
-pub(super) fn json(dashboard: &Dashboard, runbooks: &str) -> Result<String> {
+/// The dashboard as Grafana imports it, with these lists to choose from.
+pub(super) fn json(dashboard: &Dashboard, lists: &[(&str, &str, &str)], runbooks: &str) -> Result<String> {
     let page = Page {
         uid: dashboard.uid,
         title: format!("debros: {}", dashboard.title),
@@ -139,7 +139,7 @@ pub(super) fn json(dashboard: &Dashboard, runbooks: &str) -> Result<String> {
         time: BTreeMap::from([("from", "now-3h"), ("to", "now")]),
         timezone: "browser",
         links: vec![to_all_dashboards(), to_runbooks()],
-        templating: BTreeMap::from([("list", variables(runbooks))]),
+        templating: BTreeMap::from([("list", variables(lists, runbooks))]),
         panels: place(&dashboard.rows),
     };
     Ok(serde_json::to_string_pretty(&page)? + "\n")
@@ -179,8 +179,8 @@ fn link_out(title: &str, url: &str, tooltip: &str) -> Link {
     }
 }
 
-fn variables(runbooks: &str) -> Vec<Value> {
-    let labels = |name: &str, label: &str, metric: &str| {
+fn variables(lists: &[(&str, &str, &str)], runbooks: &str) -> Vec<Value> {
+    let labels = |(name, label, metric): &(&str, &str, &str)| {
         json!({
             "name": name, "label": label, "type": "query",
             "description": format!("Whose {name} is looked at"),
@@ -192,15 +192,12 @@ fn variables(runbooks: &str) -> Vec<Value> {
             "current": {"text": "All", "value": "$__all"},
         })
     };
-    vec![
-        json!({"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus",
-               "description": "The Prometheus that scrapes the nodes", "multi": false, "includeAll": false, "hide": 0}),
-        labels("cluster", "Cluster", CLUSTERS_OF),
-        labels("node", "Node", NODES_OF),
-        json!({"name": "runbooks", "label": "Runbooks at", "type": "textbox", "query": runbooks,
-               "description": "The address below which the runbooks are read", "hide": 2,
-               "current": {"text": runbooks, "value": runbooks}}),
-    ]
+    let source = json!({"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus",
+                        "description": "The Prometheus that scrapes the nodes", "multi": false, "includeAll": false, "hide": 0});
+    let runbooks = json!({"name": "runbooks", "label": "Runbooks at", "type": "textbox", "query": runbooks,
+                          "description": "The address below which the runbooks are read", "hide": 2,
+                          "current": {"text": runbooks, "value": runbooks}});
+    std::iter::once(source).chain(lists.iter().map(labels)).chain([runbooks]).collect()
 }
 
 /// Row below row, each filled from side to side.

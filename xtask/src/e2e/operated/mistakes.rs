@@ -32,7 +32,9 @@ pub(super) fn run(scene: &Scene) -> Result<()> {
     step("a Service deleted by hand", || {
         scene.kubectl(&["delete", "service", CLUSTER])?;
         wait_until("the Service to be made again", REVERTED_WITHIN, || {
-            Ok(scene.kubectl(&["get", "service", CLUSTER, "--ignore-not-found", "--output=name"])? != "")
+            Ok(!scene
+                .kubectl(&["get", "service", CLUSTER, "--ignore-not-found", "--output=name"])?
+                .is_empty())
         })?;
         scene.settled()
     })?;
