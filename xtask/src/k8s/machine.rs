@@ -83,6 +83,13 @@ pub(crate) struct Prepared {
     go: ChildStdin,
 }
 
+/// The program that runs, also when a build has put another one in its place.
+fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("xtask");
+    command
+}
+
 impl Machine {
     /// Makes its namespaces. Its programs are started by [`Prepared::go`].
     pub(crate) fn prepare(spec: &Spec, folder: &Path) -> Result<Prepared> {
@@ -92,7 +99,7 @@ impl Machine {
             .with_context(|| format!("cannot write {}", file.display()))?;
         let log_file = spec.logs.join("machine.log");
         let log = fs::File::options().create(true).append(true).open(&log_file)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = this_program();
         command.args(["k8s", OUTER]).arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         in_its_own_session(&mut command);
         let mut child = command.spawn().with_context(|| format!("cannot start machine {}", spec.name))?;

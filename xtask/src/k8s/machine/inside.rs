@@ -41,7 +41,7 @@ pub(crate) fn outer(file: &Path) -> Result<()> {
     for one in mounts {
         mounted(one)?;
     }
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = super::this_program();
     command.args(["k8s", FIRST]).arg(file).stdin(Stdio::inherit()).stdout(Stdio::null());
     dies_with_its_parent(&mut command);
     let mut child = command.spawn().context("cannot start the first process")?;
