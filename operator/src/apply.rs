@@ -1,20 +1,28 @@
 //! Writes: objects by server-side apply, under one field manager; the one step; and what is kept up beside it. An object
 //! that is as it must be is not written, one that is somebody else's is not touched.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 mod take_back;
 
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::build::{self, Kind, Object};
 use crate::crd::DebrosCluster;
 use crate::decide::Step;
 use crate::dereference::World;
+use crate::lease::Hold;
 use crate::names::{APPLIED, COMPONENT, FIELD_MANAGER, Role};
 use crate::nodes::{Leave, NodeError, Nodes};
+use crate::quantity;
 use crate::snapshot::{Snapshot, api, is_owned, value};
+
+/// A call that ends a pod is given up after this, within the lease.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why something was not written.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +39,18 @@ pub enum ApplyError {
     /// A node said no.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Another replica may work already, and its steps are not these.
+    #[error("{what}: left to the replica that holds the lease, which this one may not do for much longer")]
+    NotHeld {
+        /// What was to be written.
+        what: String,
+    },
+    /// Whether it was done shows when it is looked at again.
+    #[error("{what}: Kubernetes did not answer within {} s", CALL_TIMEOUT.as_secs())]
+    TimedOut {
+        /// What was to be written.
+        what: String,
+    },
 }
 
 impl ApplyError {
@@ -143,6 +163,11 @@ pub fn is_current(desired: &Value, there: &Value) -> bool {
         // Nothing and an empty list or map are the same to Kubernetes.
         (Value::Array(list), Value::Null) => list.is_empty(),
         (Value::Object(map), Value::Null) => map.values().all(|value| is_current(value, &Value::Null)),
+        (Value::String(text), Value::Null) => text.is_empty(),
+        // Kubernetes writes quantities in a form of its own.
+        (Value::String(desired), Value::String(there)) => {
+            desired == there || quantity::are_same(desired, there)
+        }
         (desired, there) => desired == there,
     }
 }
@@ -201,6 +226,7 @@ pub async fn carry_out(
     step: &Step,
     world: &World,
     nodes: &dyn Nodes,
+    hold: &Hold,
 ) -> Result<Option<String>, ApplyError> {
     match step {
         Step::None => Ok(None),
@@ -220,9 +246,16 @@ pub async fn carry_out(
             let preconditions =
                 Preconditions { uid: Some(uid.clone()), resource_version: Some(resource_version.clone()) };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-            let deleted =
-                Api::<Pod>::namespaced(client.clone(), names.namespace).delete(&name, &params).await;
-            gone_is_fine(deleted.map(drop)).map_err(ApplyError::of(format!("Pod {name}")))?;
+            let what = format!("Pod {name}");
+            // The API server compares the pod with what was read, and not the others with it: nobody else may end one meanwhile.
+            if !hold.covers(CALL_TIMEOUT) {
+                return Err(ApplyError::NotHeld { what });
+            }
+            let pods = Api::<Pod>::namespaced(client.clone(), names.namespace);
+            let Ok(deleted) = timeout(CALL_TIMEOUT, pods.delete(&name, &params)).await else {
+                return Err(ApplyError::TimedOut { what });
+            };
+            gone_is_fine(deleted.map(drop)).map_err(ApplyError::of(what))?;
             tracing::info!(pod = name, "a pod begins anew");
             Ok(None)
         }

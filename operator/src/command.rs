@@ -166,19 +166,22 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
             source: caches.clone(),
             nodes: Arc::new(RemoteNodes::new(identity.clone(), arguments.state_folder.clone())),
             metrics: metrics.clone(),
+            hold: claim.hold(),
             recent: std::sync::Mutex::default(),
         };
         let reporter =
             Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(arguments.name.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
-        let working = stop.child_token();
+        let (working, done) = (stop.child_token(), CancellationToken::new());
         let work = async {
             if caches.filled().await.is_ok() {
                 controller::run(context, recorder, caches.clusters.clone(), changes, working.clone()).await;
             }
+            done.cancel();
         };
+        // Also while the last runs come to their end.
         let keep = async {
-            claim.keep(&working).await;
+            claim.keep(&done).await;
             working.cancel();
         };
         future::join(work, keep).await;
@@ -192,7 +195,7 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Changes that wait while another replica works would be old when this one does; all clusters are looked at then.
+/// Changes that wait while another replica works are old when this one does: it begins with all clusters.
 const CHANGES_MAX: usize = 1024;
 
 /// Keeps the caches filled whoever works: takes changes, and hands on what somebody takes.

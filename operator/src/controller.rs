@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use kube::runtime::controller::{Action, Config, applier};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -38,7 +38,7 @@ struct Loop {
     known: Mutex<HashMap<ObjectRef<DebrosCluster>, String>>,
 }
 
-/// Works until it is stopped; runs that have begun are finished.
+/// Works until it is stopped, beginning with all clusters that there are; runs that have begun are finished.
 pub async fn run(
     context: Context,
     recorder: Recorder,
@@ -54,7 +54,8 @@ pub async fn run(
         known: Mutex::default(),
     });
     let config = Config::default().debounce(DEBOUNCE).concurrency(CONCURRENT_MAX);
-    let queue = changes.take_until(stop.cancelled_owned());
+    let all: Vec<_> = clusters.state().iter().map(|cluster| Ok(ObjectRef::from_obj(&**cluster))).collect();
+    let queue = stream::iter(all).chain(changes).take_until(stop.cancelled_owned());
     let work = |cluster: Arc<DebrosCluster>, state: Arc<Loop>| Box::pin(run_once(cluster, state));
     let runs = applier(work, pause, Arc::clone(&state), clusters.clone(), queue, config);
     runs.for_each(|run| {

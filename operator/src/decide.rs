@@ -48,6 +48,15 @@ pub struct Decision {
     pub blocked: Vec<Blocked>,
 }
 
+impl Decision {
+    /// Whether a pod goes or a node is missed by it: then it is decided twice.
+    pub fn is_disruptive(&self, observed: &Observed) -> bool {
+        let ends_a_pod =
+            |role| observed.sets.of(role).is_some_and(|current| *self.replicas.of(role) < current);
+        self.step.is_disruptive() || Role::ALL.into_iter().any(ends_a_pod)
+    }
+}
+
 /// A step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Step {
@@ -79,7 +88,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// Whether a node is missed by it: then it is decided twice.
+    /// Whether a node is missed by it.
     pub fn is_disruptive(&self) -> bool {
         matches!(self, Self::TakeOut { .. } | Self::Restart { .. } | Self::Initialise(_))
     }

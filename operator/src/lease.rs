@@ -2,9 +2,10 @@
 //!
 //! A holder that is not heard of for the lease's duration, by the watcher's own clock, has lost it; clocks of machines
 //! are never compared. A holder that ends gives the lease back, so the other one takes over at once. Two holders at a
-//! time cannot be ruled out by any lease, and do no harm here: every write is made under what was read, and every
-//! disruptive step was decided over what is now.
+//! time cannot be ruled out by any lease. Every write is made under what was read, every disruptive step was decided over what is
+//! now, and a pod is ended only while the lease holds for as long as the call may take ([`Hold`]).
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -23,17 +24,51 @@ const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the holder renews, and the others look.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// For how long nobody else takes the lease. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Hold(Arc<Mutex<Until>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Until {
+    /// There is nobody else.
+    #[default]
+    Forever,
+    Then(Instant),
+}
+
+impl Hold {
+    /// Whether nobody else works for so long.
+    pub fn covers(&self, time: Duration) -> bool {
+        match *self.0.lock().expect("not poisoned") {
+            Until::Forever => true,
+            Until::Then(end) => Instant::now() + time < end,
+        }
+    }
+
+    fn ends(&self, end: Instant) {
+        *self.0.lock().expect("not poisoned") = Until::Then(end);
+    }
+}
+
 /// A replica's claim to a Lease.
 pub struct Claim {
     leases: Api<Lease>,
     holder: String,
     seen: Option<(String, i32, Instant)>,
+    hold: Hold,
 }
 
 impl Claim {
     /// A claim of this replica, under a name that no other has.
     pub fn new(leases: Api<Lease>, holder: String) -> Self {
-        Self { leases, holder, seen: None }
+        let hold = Hold::default();
+        hold.ends(Instant::now());
+        Self { leases, holder, seen: None, hold }
+    }
+
+    /// For how long it holds.
+    pub fn hold(&self) -> Hold {
+        self.hold.clone()
     }
 
     /// Waits until this replica holds the lease; `false` when it was stopped before.
@@ -50,11 +85,11 @@ impl Claim {
         }
     }
 
-    /// Renews until the lease is lost, or this replica is stopped.
+    /// Renews until the lease is lost, or there is no more work under it.
     pub async fn keep(&mut self, stop: &CancellationToken) {
         let mut renewed = Instant::now();
         while stop.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
-            match timeout(RENEW_DEADLINE, self.attempt()).await {
+            match timeout(RENEW_DEADLINE.saturating_sub(renewed.elapsed()), self.attempt()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => {
                     tracing::warn!("another replica took the lease");
@@ -87,6 +122,15 @@ impl Claim {
 
     /// Takes or renews the lease, if it is free or this replica's.
     async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let asked = Instant::now();
+        let holds = self.take().await?;
+        if holds {
+            self.hold.ends(asked + DURATION);
+        }
+        Ok(holds)
+    }
+
+    async fn take(&mut self) -> Result<bool, kube::Error> {
         let Some(lease) = self.leases.get_opt(NAME).await? else {
             let lease = Lease {
                 metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },

@@ -190,6 +190,20 @@ impl Observed {
     }
 }
 
+impl Observed {
+    /// Who runs in a pod, or did when it was last seen.
+    pub fn peer_in(&self, id: PodId) -> Option<&str> {
+        let answered = self.pod(id).and_then(|pod| Some(pod.node.as_ref()?.peer_id.as_str()));
+        answered.or_else(|| self.known.iter().find(|(known, _)| *known == id).map(|(_, peer)| peer.as_str()))
+    }
+
+    /// The number of the member in a pod, also of one that does not answer.
+    pub fn member_in(&self, id: PodId) -> Option<u64> {
+        let answered = self.pod(id).and_then(|pod| pod.node.as_ref()?.node_id);
+        answered.or_else(|| self.member(self.peer_in(id)?).map(|member| member.node_id))
+    }
+}
+
 impl Pod {
     /// It is there and serves: Kubernetes and its node both say so.
     pub fn serves(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Sizes as Kubernetes writes them: `10Gi`, `500M`, `1e9`. Only as far as volumes need them.
+//! Quantities as Kubernetes writes them: `10Gi`, `500M`, `1e9`, `250m`. Only as far as volumes and resources need them.
 
 /// The bytes of a quantity, rounded up; `None` for what is none.
 pub fn bytes(text: &str) -> Option<u128> {
@@ -26,9 +26,31 @@ pub fn bytes(text: &str) -> Option<u128> {
     Some((number * unit as f64).ceil() as u128)
 }
 
+/// Whether two texts are the same quantity, of bytes or of thousandths.
+pub fn are_same(one: &str, other: &str) -> bool {
+    thousandths(one).is_some_and(|one| thousandths(other) == Some(one))
+}
+
+fn thousandths(text: &str) -> Option<u128> {
+    match text.strip_suffix('m') {
+        Some(number) => number.parse().ok(),
+        None => bytes(text)?.checked_mul(1000),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use super::{are_same, bytes};
+
+    #[test]
+    fn quantities_are_compared_by_what_they_are() {
+        for (one, other) in [("1000m", "1"), ("1024Mi", "1Gi"), ("250m", "250m")] {
+            assert!(are_same(one, other), "{one} {other}");
+        }
+        for (one, other) in [("1", "2"), ("100m", "1"), ("a", "a"), ("1Gi", "1G")] {
+            assert!(!are_same(one, other), "{one} {other}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_kubernetes_reads_them() {

@@ -18,6 +18,7 @@ use crate::build::{self, Kind, Object, Shape};
 use crate::crd::DebrosCluster;
 use crate::decide::{Decision, Step, budget, decide};
 use crate::dereference::{World, dereference};
+use crate::lease::Hold;
 use crate::metrics::Metrics;
 use crate::names::{BySet, FIELD_MANAGER, SECRET_KEY};
 use crate::nodes::Nodes;
@@ -57,6 +58,8 @@ pub struct Context {
     pub nodes: Arc<dyn Nodes>,
     /// What is counted.
     pub metrics: Metrics,
+    /// For how long nobody else works.
+    pub hold: Hold,
     /// What saves calls, by the resource's uid.
     pub recent: Mutex<HashMap<String, Recent>>,
 }
@@ -156,7 +159,7 @@ async fn bring_on(
     mut valid: Valid,
 ) -> Result<Report, ReconcileError> {
     let mut decision = decide(&valid.wanted, &world.observed);
-    if decision.step.is_disruptive() {
+    if decision.is_disruptive(&world.observed) {
         // Over what is now, and not over what a cache still shows.
         world = read_again(cluster, context, &world).await?;
         let again = decide(&valid.wanted, &world.observed);
@@ -191,7 +194,8 @@ async fn bring_on(
         format!("{object} is somebody else's and is left alone: delete or rename it, or make this cluster under another name")
     }));
     let done = if world.unusable.is_none() && written.foreign.is_empty() && !cluster.spec.paused {
-        apply::carry_out(&context.client, cluster, &decision.step, &world, &*context.nodes).await
+        apply::carry_out(&context.client, cluster, &decision.step, &world, &*context.nodes, &context.hold)
+            .await
     } else {
         decision.step = Step::None;
         Ok(None)

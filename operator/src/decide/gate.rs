@@ -18,7 +18,7 @@ const REDUNDANT_MEMBERS_MIN: usize = 3;
 /// Whether the cluster is whole without this pod: why not, if it is not.
 pub(super) fn whole_without(observed: &Observed, pod: PodId) -> Result<(), String> {
     calm_without(observed, pod)?;
-    let node_id = observed.pod(pod).and_then(|pod| pod.node.as_ref()?.node_id);
+    let node_id = observed.member_in(pod);
     members_are_well(observed, node_id)?;
     groups_are_whole(observed, node_id)?;
     storage_is_whole(observed)

@@ -4,10 +4,12 @@
 use super::gate::is_behind;
 use super::{Answer, Step, Wanted};
 use crate::names::Role;
-use crate::observed::{Member, Observed, PodId};
+use crate::observed::{Member, Observed, PodId, State};
 
 pub(super) fn ask(wanted: &Wanted, observed: &Observed) -> Answer {
-    let gone = observed.present().filter(|member| is_gone(observed, member));
+    let mut gone: Vec<&Member> = observed.present().filter(|member| is_gone(observed, member)).collect();
+    // One that was told may wait for another that is gone, too: as long as that counts, it is too many to be missed.
+    gone.sort_by_key(|member| member.state == State::Leaving);
     for member in gone {
         if !everybody_can_be_told_apart(wanted, observed, member) {
             continue;

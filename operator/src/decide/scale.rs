@@ -62,13 +62,13 @@ pub(super) fn ask(wanted: &Wanted, observed: &Observed) -> Answer {
 
 fn leave(wanted: &Wanted, observed: &Observed, last: PodId) -> Answer {
     let name = format!("{}-{}", last.role, last.ordinal);
-    let Some(peer) = peer_of(observed, last) else {
+    let Some(peer) = observed.peer_in(last) else {
         return Answer::Wait(format!("{name} is to go, and does not say yet who it is"));
     };
     if observed.members.is_none() {
         return Answer::Wait(format!("{name} is to go, and no member answers"));
     }
-    let Some(member) = observed.member(&peer) else {
+    let Some(member) = observed.member(peer) else {
         return Answer::Wait(format!("{name} is to go"));
     };
     let node_id = member.node_id;
@@ -113,20 +113,16 @@ fn too_few(wanted: &Wanted, observed: &Observed, without: u64) -> Option<String>
 
 /// Whether nothing counts on a pod any more: its member is out, and in nobody's group; or it never was one.
 fn is_out(observed: &Observed, id: PodId) -> bool {
-    let Some(peer) = peer_of(observed, id) else {
-        // Nobody ever knew it. As long as it may be joining, it is asked.
-        return match observed.pod(id) {
-            Some(pod) => !pod.claim.bound,
-            None => true,
-        };
-    };
+    let Some(peer) = observed.peer_in(id) else { return never_was(observed, id) };
     if observed.recorded.is_none() {
-        return true;
+        // As long as no cluster is known, only who says so itself belongs nowhere.
+        let node = observed.pod(id).and_then(|pod| pod.node.as_ref());
+        return node.is_some_and(|node| node.belongs_to.is_none());
     }
     if observed.members.is_none() {
         return false;
     }
-    match observed.member(&peer) {
+    match observed.member(peer) {
         // It waits to be let in, and is told to go instead.
         None => true,
         Some(member) if member.state == State::Removed => {
@@ -138,8 +134,17 @@ fn is_out(observed: &Observed, id: PodId) -> bool {
     }
 }
 
-/// Who runs in a pod, or did when it was last seen.
-fn peer_of(observed: &Observed, id: PodId) -> Option<String> {
-    let answered = observed.pod(id).and_then(|pod| Some(pod.node.as_ref()?.peer_id.clone()));
-    answered.or_else(|| observed.known.iter().find(|(known, _)| *known == id).map(|(_, peer)| peer.clone()))
+/// Whether a pod of which nobody knows who it is was never a member.
+fn never_was(observed: &Observed, id: PodId) -> bool {
+    let Some(pod) = observed.pod(id) else {
+        // Behind a claim that is left there may be a member whose pod is only away.
+        return !observed.spare_claims.iter().any(|claim| claim.id == id && claim.bound);
+    };
+    // One that runs may be joining and is asked; one that never came up is none of the members if these are all others.
+    let is_another = |peer: &str| {
+        observed.answering().any(|(_, node)| node.peer_id == peer)
+            || observed.known.iter().any(|(_, known)| known == peer)
+    };
+    let all_are_others = || observed.present().all(|member| is_another(&member.peer_id));
+    !pod.claim.bound || (!pod.running && observed.members.is_some() && all_are_others())
 }

@@ -18,7 +18,9 @@ pub(super) fn ask(_: &Wanted, observed: &Observed) -> Answer {
     if observed.recorded.is_some() {
         return Answer::Pass;
     }
-    let belong = observed.answering().filter_map(|(_, node)| node.belongs_to.clone());
+    // One that is ending may be of a former resource of this name.
+    let staying = observed.answering().filter(|(pod, _)| !pod.terminating);
+    let belong = staying.filter_map(|(_, node)| node.belongs_to.clone());
     let clusters: BTreeSet<String> = belong.collect();
     let mut clusters = clusters.into_iter();
     match (clusters.next(), clusters.next()) {

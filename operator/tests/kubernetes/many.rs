@@ -15,6 +15,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use operator::caches::{Caches, Scope};
 use operator::controller;
 use operator::crd::DebrosCluster;
+use operator::lease::Hold;
 use operator::metrics::Metrics;
 use operator::nodes::{Answers, Leave, NodeError, Nodes, Place};
 use operator::observed::PodId;
@@ -116,6 +117,7 @@ async fn many_clusters_rest_in_one_operator() {
         source: caches.clone(),
         nodes: Arc::new(nodes),
         metrics: metrics.clone(),
+        hold: Hold::default(),
         recent: Default::default(),
     };
     let reporter = Reporter { controller: "debros-operator".to_owned(), instance: None };

@@ -12,6 +12,7 @@ use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use operator::crd::{self, DebrosCluster};
+use operator::lease::Hold;
 use operator::metrics::Metrics;
 use operator::names::Names;
 use operator::reconcile::{Context, Source, reconcile};
@@ -156,6 +157,7 @@ impl Scene {
             source: self.held.clone(),
             nodes: Arc::new(MortalNodes { cluster: Arc::clone(&self.nodes), life: life.clone() }),
             metrics: Metrics::default(),
+            hold: Hold::default(),
             recent: Mutex::default(),
         }
     }

@@ -99,7 +99,10 @@ impl World {
             }
             Event::End(pod) => self.end(pod),
             Event::LoseVolume(pod)
-                if self.cluster.is_whole() && self.pods_down() == 0 && self.is_at_rest() =>
+                if self.cluster.is_whole()
+                    && self.cluster.can_miss(pod)
+                    && self.pods_down() == 0
+                    && self.is_at_rest() =>
             {
                 if self.pods.remove(&pod).is_some() {
                     self.cluster.lose_volume(pod);

@@ -181,6 +181,15 @@ impl Cluster {
         redundant.filter(|group| !self.has_quorum(group)).map(|group| group.name.clone()).collect()
     }
 
+    /// Whether everything has a quorum without this pod, whatever becomes of its volume.
+    pub(crate) fn can_miss(&self, pod: PodId) -> bool {
+        let mut others = self.alive();
+        if let Some(node_id) = self.node_id(pod) {
+            others.remove(&node_id);
+        }
+        self.groups.iter().all(|group| group.voters.intersection(&others).count() * 2 > group.voters.len())
+    }
+
     /// Whether everything has a quorum and every replica is current.
     pub(crate) fn is_whole(&self) -> bool {
         let alive = self.alive();
