@@ -32,8 +32,8 @@ impl TraceOptions {
         let [particular, general] = ENDPOINT_VARIABLES;
         let endpoint = match &tracing.otlp_endpoint {
             Some(base) => with_path(base),
-            // As the specification has it: this one is used as it is.
-            None => variable(particular).or_else(|| variable(general).map(|base| with_path(&base)))?,
+            // As the specification has it: the first is used as it is, and the path is below the second, whatever that is.
+            None => variable(particular).or_else(|| variable(general).map(|base| below(&base)))?,
         };
         Some(Self {
             endpoint,
@@ -47,7 +47,11 @@ impl TraceOptions {
 fn with_path(base: &str) -> String {
     let trimmed = base.trim_end_matches('/');
     let has_path = trimmed.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
-    if has_path { base.to_owned() } else { format!("{trimmed}{TRACES_PATH}") }
+    if has_path { base.to_owned() } else { below(base) }
+}
+
+fn below(base: &str) -> String {
+    format!("{}{TRACES_PATH}", base.trim_end_matches('/'))
 }
 
 #[cfg(test)]
@@ -73,6 +77,8 @@ mod tests {
         assert_eq!(endpoint(key, &[]).as_deref(), Some("http://a:4318/v1/traces"));
         assert_eq!(endpoint(key, &[(general, "http://b:1")]).as_deref(), Some("http://a:4318/v1/traces"));
         assert_eq!(endpoint("", &[(general, "http://b:1/")]).as_deref(), Some("http://b:1/v1/traces"));
+        let gateway = [(general, "https://gateway/otlp")];
+        assert_eq!(endpoint("", &gateway).as_deref(), Some("https://gateway/otlp/v1/traces"));
         let both = [(general, "http://b:1"), (particular, "http://c:1")];
         assert_eq!(endpoint("", &both).as_deref(), Some("http://c:1"));
         let with_path = "tracing: { otlp_endpoint: 'http://a:4318/otlp/traces' }";

@@ -65,7 +65,7 @@ fn glance(slo: &Slo) -> Vec<Panel> {
             "How many alerts fire?",
             "Alerts of configs/prometheus/alerts.yaml that somebody was called for and that go on.",
         )
-        .query("count(ALERTS{alertname=~\"Debros.*\",alertstate=\"firing\"}) or vector(0)", "firing")
+        .query("count(ALERTS{cluster=~\"$cluster\",alertname=~\"Debros.*\",alertstate=\"firing\"}) or vector(0)", "firing")
         .bad_from(1.0),
         Panel::number(
             Unit::Count,
@@ -174,7 +174,7 @@ fn wrong() -> Vec<Panel> {
             "Each alert that fires, as a line for as long as it does; the line `none` is always there.",
         )
         .query(
-            "count by (alertname) (ALERTS{alertname=~\"Debros.*\",alertstate=\"firing\"}) \
+            "count by (alertname) (ALERTS{cluster=~\"$cluster\",alertname=~\"Debros.*\",alertstate=\"firing\"}) \
              or label_replace(vector(0), \"alertname\", \"none\", \"\", \"\")",
             "{{alertname}}",
         ),

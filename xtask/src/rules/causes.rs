@@ -244,7 +244,8 @@ fn bounds() -> [Cause; 2] {
             severity: Severity::Ticket,
             holds: 5,
             condition: when(
-                "max by (cluster, node, queue) (debros_queue_bytes{queue!=\"pubsub_ring\"} / debros_queue_bytes_limit)",
+                "max by (cluster, node, queue) (debros_queue_bytes{queue!=\"pubsub_ring\"} / debros_queue_bytes_limit \
+                 or debros_queue_items / debros_queue_items_limit)",
                 Relation::Above,
                 NEARLY_USED_UP,
             ),
