@@ -89,7 +89,7 @@ pub enum Step {
 
 impl Step {
     /// Whether a node is missed by it.
-    pub fn is_disruptive(&self) -> bool {
+    fn is_disruptive(&self) -> bool {
         matches!(self, Self::TakeOut { .. } | Self::Restart { .. } | Self::Initialise(_))
     }
 }

@@ -38,6 +38,13 @@ pub fn storage_service(
 
 type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+impl Service {
+    /// A stream asks at every turn whether it is to end, so each has a token, and with it a lock, of its own.
+    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.stop.child_token().cancelled_owned()
+    }
+}
+
 #[tonic::async_trait]
 impl v1::storage_server::Storage for Service {
     type OperateStream = Frames<v1::StorageReplies>;
@@ -58,7 +65,7 @@ impl v1::storage_server::Storage for Service {
                 }
             },
         );
-        Ok(Response::new(Box::pin(answers.until(self.stop.clone().cancelled_owned()))))
+        Ok(Response::new(Box::pin(answers.until(self.stopped()))))
     }
 
     async fn watch(
@@ -69,7 +76,7 @@ impl v1::storage_server::Storage for Service {
         let asker = Asker::of(&request);
         let events = async { self.storage.watch(&principal, request) };
         let events = self.metrics.measure("WatchStorage", &asker, events).await?.into_inner();
-        Ok(Response::new(events.map(Ok).take_until(self.stop.clone().cancelled_owned()).boxed()))
+        Ok(Response::new(events.map(Ok).take_until(self.stopped()).boxed()))
     }
 
     async fn layout(

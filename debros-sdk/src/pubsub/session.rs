@@ -111,7 +111,10 @@ impl Session {
 
     /// Wakes whoever sends, once the lock is free: it is the first thing that the woken one takes.
     fn wake(&self, state: MutexGuard<'_, State>) {
-        let Some(attached) = &state.attached else { return self.wanted.notify_one() };
+        let Some(attached) = &state.attached else {
+            drop(state);
+            return self.wanted.notify_one();
+        };
         let waker = attached.waker.take();
         drop(state);
         if let Some(waker) = waker {
